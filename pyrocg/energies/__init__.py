@@ -1,0 +1,1 @@
+"""Potential energies with one contract: ``energy(positions)`` in kJ/mol, differentiable."""

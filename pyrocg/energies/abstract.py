@@ -1,0 +1,116 @@
+"""The contract of every potential energy: positions in, energies in kJ/mol out, differentiable."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["CappedEnergy", "Energy"]
+
+
+class Energy(nn.Module, ABC):
+    r"""A potential energy :math:`U(x)`, batched and differentiable once.
+
+    A subclass implements :meth:`_energy` for a flat batch; the base class checks shapes and
+    dtypes, folds the batch dimensions, counts the evaluated configurations in :attr:`calls`
+    and the non-finite energies among them in :attr:`nonfinite`.
+
+    Args:
+        event_shape: shape of one configuration, ``(n_atoms, 3)`` for a molecule (nm) or
+            ``(dim,)`` for a toy potential.
+    """
+
+    def __init__(self, event_shape: Sequence[int]) -> None:
+        super().__init__()
+        self.event_shape = torch.Size(event_shape)
+        self.calls = 0
+        self._nonfinite: Tensor | int = 0
+
+    @abstractmethod
+    def _energy(self, x: Tensor) -> Tensor:
+        """Energies (batch,) in kJ/mol of configurations (batch, *event_shape); batch >= 1."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Energies ``(...)`` in kJ/mol of configurations ``(..., *event_shape)``.
+
+        Raises:
+            TypeError: ``x`` is not a floating-point tensor.
+            ValueError: the trailing dimensions are not :attr:`event_shape`, or the batch is empty.
+        """
+        n = len(self.event_shape)
+        if not isinstance(x, Tensor) or not x.is_floating_point():
+            got = x.dtype if isinstance(x, Tensor) else type(x).__name__
+            raise TypeError(
+                f"expected a floating-point tensor of positions, got {got}; "
+                "convert it, for instance with torch.as_tensor(x, dtype=torch.float64)"
+            )
+        if x.shape[x.dim() - n :] != self.event_shape or x.dim() < n:
+            raise ValueError(
+                f"expected positions of shape (..., {', '.join(map(str, self.event_shape))}), "
+                f"got {tuple(x.shape)}; check the number of atoms and the order of dimensions"
+            )
+        batch_shape = x.shape[: x.dim() - n]
+        if batch_shape.numel() == 0:
+            raise ValueError(
+                f"expected at least one configuration, got a batch of shape {tuple(batch_shape)}"
+            )
+        energy = self._energy(x.reshape(-1, *self.event_shape))
+        self.calls += batch_shape.numel()
+        self._nonfinite = self._nonfinite + (~torch.isfinite(energy.detach())).sum()
+        return energy.reshape(batch_shape)
+
+    @property
+    def nonfinite(self) -> int:
+        """How many of the evaluated energies were infinite or NaN."""
+        return int(self._nonfinite)
+
+    @property
+    def exact(self) -> Energy:
+        """The physical energy, free of any cap: what weights and predictions are computed with."""
+        return self
+
+
+class CappedEnergy(Energy):
+    r"""An energy whose steep walls are tamed while training, energy and force consistently.
+
+    .. math:: U_c(x) = U(x) \text{ if } U(x) \le c, \quad
+              c + s \log\!\left(1 + \frac{U(x) - c}{s}\right) \text{ otherwise,}
+
+    so the force is scaled by :math:`1/(1 + (U - c)/s)` above the cap. Non-finite energies become
+    ``ceiling`` with zero force. Weights and predictions use :attr:`exact`, the energy inside.
+
+    Args:
+        energy: the energy to cap.
+        cap: :math:`c` in kJ/mol.
+        softness: :math:`s` in kJ/mol, the scale on which the energy above the cap is compressed.
+
+    Example:
+        >>> import torch
+        >>> from pyrocg.energies.toy import Harmonic
+        >>> capped = CappedEnergy(Harmonic(dim=1), cap=10.0, softness=1.0)
+        >>> [round(v, 4) for v in capped(torch.tensor([[1.0], [10.0]])).tolist()]
+        [0.5, 13.7136]
+    """
+
+    def __init__(self, energy: Energy, cap: float, softness: float = 10.0) -> None:
+        if not softness > 0:
+            raise ValueError(f"expected softness > 0 kJ/mol, got {softness}")
+        super().__init__(energy.event_shape)
+        self.energy = energy
+        self.cap = float(cap)
+        self.softness = float(softness)
+        self.ceiling = self.cap + 20.0 * self.softness
+
+    def _energy(self, x: Tensor) -> Tensor:
+        energy = self.energy(x)
+        excess = (energy - self.cap).clamp(min=0.0) / self.softness
+        capped = torch.where(excess > 0, self.cap + self.softness * torch.log1p(excess), energy)
+        finite = torch.isfinite(capped)
+        return torch.where(finite, capped, torch.full_like(capped, self.ceiling))
+
+    @property
+    def exact(self) -> Energy:
+        return self.energy.exact
