@@ -1,0 +1,49 @@
+"""Coarse-grained, generative models of molecules, learned from the force field alone.
+
+The public names, in the order of the data flow. Each is loaded when first used, so that
+``import pyrocg`` loads neither OpenMM nor Matplotlib.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+__version__ = "0.1.0"
+
+_PUBLIC = {
+    "molecules": ("Molecule", "alanine_dipeptide", "peptide"),
+    "energies.abstract": ("CappedEnergy", "Energy"),
+    "energies.openmm": ("OpenMMEnergy",),
+    "energies.toy": ("DoubleWell", "GaussianMixture", "Harmonic", "ManyWell", "MuellerBrown"),
+    "target": ("BoltzmannTarget",),
+    "coordinates": ("CartesianCoordinates", "IdentityCoordinates", "InternalCoordinates"),
+    "distributions": ("MixedNormal", "StratifiedCategorical", "WrappedNormal"),
+    "priors": (
+        "GaussianMixturePrior",
+        "PriorProgram",
+        "StandardNormalPrior",
+        "StratifiedPrior",
+        "TorusPrior",
+    ),
+    "decoders": ("CouplingDecoder", "GaussianDecoder"),
+    "encoders": ("BasinPartition", "GaussianEncoder", "MixtureEncoder", "PartitionEncoder"),
+    "cgmodel": ("CoarseGrainedModel", "Samples"),
+    "tempering": ("AdaptiveSchedule", "FixedSchedule", "GeometricSchedule", "LinearSchedule"),
+    "training": ("FitResult", "fit"),
+    "observables": ("Observable",),
+    "prediction": ("Prediction", "predict"),
+}
+_MODULE_OF = {name: module for module, names in _PUBLIC.items() for name in names}
+
+__all__ = list(_MODULE_OF)  # noqa: PLE0605
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module 'pyrocg' has no attribute {name!r}")
+    return getattr(import_module(f"pyrocg.{_MODULE_OF[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

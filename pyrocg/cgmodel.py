@@ -1,0 +1,316 @@
+r"""The coarse-grained model as a Pyro model/guide pair. Read this first.
+
+In Pyro's words **the physics is the model and the generator is the guide**:
+
+============  =======================  =============================================
+site          guide (generator)        model (extended target)
+============  =======================  =============================================
+z             p(z), the prior          r(z|u), the encoder
+u             q(u|z), the decoder      improper
+boltzmann                              factor -t β U(T(u)) + log|det dT/du|
+============  =======================  =============================================
+
+so that Pyro's ELBO is
+
+.. math:: E_q[-t\beta U(T(u)) + \log|\partial T/\partial u| + \log r(z|u) - \log p(z) - \log q(u|z)]
+          = \log Z_t - KL(q \| \pi) \le \log Z_t .
+
+Source: Schöberl, Zabaras and Koutsourelakis (2020), arXiv:2002.10148, equations 8 to 12.
+"""
+
+from __future__ import annotations
+
+import weakref
+from dataclasses import dataclass
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro import poutine
+from pyro.poutine.runtime import am_i_wrapped, effectful
+from pyro.poutine.util import site_is_subsample
+from torch import Tensor, nn
+
+from pyrocg.coordinates import Coordinates
+from pyrocg.priors import PriorProgram, as_prior
+from pyrocg.target import BoltzmannTarget
+
+__all__ = ["CoarseGrainedModel", "ExtendedTarget", "Generator", "Samples"]
+
+
+class Generator(nn.Module):
+    """The guide: z ~ p(z), u ~ q(u|z), in a plate "samples".
+
+    Args:
+        prior: p(z), see :mod:`pyrocg.priors`.
+        decoder: q(u|z), called with what the prior gives.
+    """
+
+    def __init__(self, prior: nn.Module, decoder: nn.Module) -> None:
+        super().__init__()
+        self.prior = prior
+        self.decoder = decoder
+
+    def forward(self, num_samples: int) -> Tensor:
+        """Draw ``num_samples`` reduced coordinates u, shape ``(num_samples, n_coordinates)``."""
+        _check_count(num_samples)
+        _register_parameters("generator", self)
+        with pyro.plate("samples", num_samples, dim=-1):
+            latents = _draw("z", self.prior())
+            return pyro.sample("u", self.decoder(*latents))
+
+
+class ExtendedTarget(nn.Module):
+    """The model: u with the Boltzmann factor at the tempering factor t, and z ~ r(z|u).
+
+    Args:
+        target: the Boltzmann density over positions.
+        coordinates: the map from u to positions.
+        encoder: r(z|u), see :mod:`pyrocg.encoders`.
+        prior: the generator's prior; a program's auxiliary sites are drawn from it.
+    """
+
+    temper: Tensor
+    origin: Tensor
+
+    def __init__(
+        self,
+        target: BoltzmannTarget,
+        coordinates: Coordinates,
+        encoder: nn.Module,
+        prior: nn.Module,
+    ) -> None:
+        super().__init__()
+        if target.event_shape != coordinates.event_shape:
+            raise ValueError(
+                f"expected coordinates of configurations {tuple(target.event_shape)}, as the "
+                f"target has, got {tuple(coordinates.event_shape)}; build both from one molecule"
+            )
+        self.target = target
+        self.coordinates = coordinates
+        self.encoder = encoder
+        self.program = prior if isinstance(prior, PriorProgram) else None
+        self.register_buffer("temper", torch.ones(()))
+        self.register_buffer("origin", torch.zeros(coordinates.n_coordinates), persistent=False)
+
+    def forward(self, num_samples: int) -> Tensor:
+        """Score ``num_samples`` reduced coordinates, return their positions."""
+        _check_count(num_samples)
+        _register_parameters("extended_target", self)
+        improper = dist.Normal(self.origin, torch.ones_like(self.origin)).to_event(1).mask(False)
+        with pyro.plate("samples", num_samples, dim=-1):
+            u = pyro.sample("u", improper)
+            x, log_abs_det = self.coordinates(u)
+            log_boltzmann = self.target.log_prob(x)
+            pyro.deterministic("x", x, event_dim=len(self.target.event_shape))
+            pyro.deterministic("log_boltzmann", log_boltzmann)
+            pyro.factor("boltzmann", self.temper * log_boltzmann + log_abs_det)
+            encoded = self.encoder(u)
+            if isinstance(encoded, dist.Distribution):
+                pyro.sample("z", encoded)
+                if self.program is not None:
+                    with poutine.block(hide=["z"]):
+                        self.program()
+            return x
+
+
+@dataclass(frozen=True)
+class Samples:
+    r"""Samples of the generator with their importance weights in the extended space.
+
+    Attributes:
+        u: reduced coordinates, shape ``(n, n_coordinates)``.
+        x: configurations, shape ``(n, *event_shape)``, nm for molecules.
+        latents: values of the guide's other sites, shape ``(n, ...)`` each.
+        log_weights: :math:`-t\beta U + \log|\partial T/\partial u| + \log r - \log p - \log q`, ``(n,)``.
+        reduced_energy: :math:`\beta U` (without t), shape ``(n,)``.
+        latent_log_ratio: :math:`\log r(z|u) - \log p(z)`, shape ``(n,)``; its mean bounds the
+            information in z about u from below (Barber and Agakov 2003), so near 0 means that
+            the latent variables have collapsed.
+    """
+
+    u: Tensor
+    x: Tensor
+    latents: dict[str, Tensor]
+    log_weights: Tensor
+    reduced_energy: Tensor
+    latent_log_ratio: Tensor
+
+
+class CoarseGrainedModel(nn.Module):
+    r"""A generative model of a Boltzmann density with collective variables z.
+
+    :attr:`model` and :attr:`guide` are what ``pyro.infer.SVI(cg.model, cg.guide, ...)`` takes;
+    both are called with the number of samples. They are modules that register their parameters
+    with Pyro's handlers themselves, without the global parameter store.
+
+    .. warning:: ``TraceMeanField_ELBO`` is wrong for this pair: it takes the analytic KL between
+       p(z) and r(z|u), but u came from that z. Use ``Trace_ELBO`` or ``RenyiELBO``.
+
+    Args:
+        target: the Boltzmann density.
+        coordinates: reduced coordinates of the same molecule.
+        prior: p(z): a module whose call returns a distribution, a Pyro distribution, or a Pyro
+            program with a site "z".
+        decoder: q(u|z): a module whose call returns a distribution over u.
+        encoder: r(z|u): a module whose call returns a distribution over z, or a program that
+            has the prior program's sites.
+
+    Raises:
+        ValueError: target and coordinates do not fit each other.
+
+    Example:
+        >>> import torch, pyrocg
+        >>> target = pyrocg.BoltzmannTarget(pyrocg.DoubleWell(), beta=1.0)
+        >>> coordinates = pyrocg.IdentityCoordinates(2)
+        >>> cg = pyrocg.CoarseGrainedModel(
+        ...     target,
+        ...     coordinates,
+        ...     prior=pyrocg.StandardNormalPrior(1),
+        ...     decoder=pyrocg.GaussianDecoder(coordinates.circular, latent_dim=1),
+        ...     encoder=pyrocg.GaussianEncoder(coordinates.circular, latent_dim=1),
+        ... )
+        >>> cg.sample(10).x.shape
+        torch.Size([10, 2])
+    """
+
+    def __init__(
+        self,
+        target: BoltzmannTarget,
+        coordinates: Coordinates,
+        prior: Any,
+        decoder: nn.Module,
+        encoder: nn.Module,
+    ) -> None:
+        super().__init__()
+        prior = as_prior(prior)
+        self.guide = Generator(prior, decoder)
+        self.model = ExtendedTarget(target, coordinates, encoder, prior)
+
+    @property
+    def target(self) -> BoltzmannTarget:
+        """The Boltzmann density."""
+        return self.model.target
+
+    @property
+    def coordinates(self) -> Coordinates:
+        """The map from reduced coordinates to configurations."""
+        return self.model.coordinates
+
+    @property
+    def prior(self) -> nn.Module:
+        """p(z)."""
+        return self.guide.prior
+
+    @property
+    def decoder(self) -> nn.Module:
+        """q(u|z)."""
+        return self.guide.decoder
+
+    @property
+    def encoder(self) -> nn.Module:
+        """r(z|u)."""
+        return self.model.encoder
+
+    @property
+    def temper(self) -> float:
+        """The tempering factor t of the model's Boltzmann factor."""
+        return float(self.model.temper)
+
+    @temper.setter
+    def temper(self, t: float) -> None:
+        if not 0 < t <= 1:
+            raise ValueError(f"expected a tempering factor in (0, 1], got {t}")
+        self.model.temper.fill_(t)
+
+    @torch.no_grad()
+    def sample(self, num_samples: int, exact: bool = True) -> Samples:
+        """Draw from the generator and weight by the extended target at the current t.
+
+        The weights come from tracing the guide and replaying the model on it, so they hold for
+        every prior, decoder and encoder, the user's included.
+
+        Args:
+            num_samples: number of samples n; one batch, so memory grows with it.
+            exact: weigh with the uncapped energy, the default.
+        """
+        guide = poutine.trace(self.guide).get_trace(num_samples)
+        capped = self.model.target
+        self.model.target = capped.exact if exact else capped
+        try:
+            model = poutine.trace(poutine.replay(self.model, trace=guide)).get_trace(num_samples)
+        finally:
+            self.model.target = capped
+        log_model, log_guide = _log_probs(model, num_samples), _log_probs(guide, num_samples)
+        names = [name for name in log_guide if name != "u"]
+        return Samples(
+            u=guide.nodes["u"]["value"],
+            x=model.nodes["x"]["value"],
+            latents={name: guide.nodes[name]["value"] for name in names},
+            log_weights=sum(log_model.values()) - sum(log_guide.values()),
+            reduced_energy=-model.nodes["log_boltzmann"]["value"],
+            latent_log_ratio=sum(log_model[name] - log_guide[name] for name in names),
+        )
+
+    @torch.no_grad()
+    def encode(self, x: Tensor, num_samples: int = 1) -> dict[str, Tensor]:
+        """Draw collective variables r(z|u) of configurations, the "z" site and any others.
+
+        Args:
+            x: configurations, shape ``(n, *event_shape)``.
+            num_samples: draws for each configuration.
+
+        Returns:
+            Site name to values, shape ``(num_samples, n, ...)``.
+        """
+        u, _ = self.coordinates.inverse(x)
+        u = u.to(self.model.origin.dtype).expand(num_samples, *u.shape)
+
+        def program() -> None:
+            encoded = self.encoder(u)
+            if isinstance(encoded, dist.Distribution):
+                pyro.sample("z", encoded)
+
+        nodes = poutine.trace(program).get_trace().nodes
+        return {n: s["value"] for n, s in nodes.items() if s["type"] == "sample"}
+
+
+def _draw(name: str, prior: Any) -> tuple[Any, ...]:
+    """Sample a site if the prior gave a distribution; else these are a program's latents."""
+    latents = pyro.sample(name, prior) if isinstance(prior, dist.Distribution) else prior
+    return latents if isinstance(latents, tuple) else (latents,)
+
+
+def _check_count(num_samples: int) -> None:
+    if not isinstance(num_samples, int) or num_samples < 1:
+        raise ValueError(f"expected a number of samples of at least 1, got {num_samples!r}")
+
+
+def _log_probs(trace: poutine.Trace, n: int) -> dict[str, Tensor]:
+    """Log density of every sample at every site, shape (n,) each."""
+    trace.compute_log_prob()
+    return {
+        name: site["log_prob"].expand(n)
+        for name, site in trace.nodes.items()
+        if site["type"] == "sample" and not site_is_subsample(site)
+    }
+
+
+def _register_parameters(name: str, module: nn.Module) -> None:
+    """Show a module's parameters to Pyro's handlers as param sites, store-free.
+
+    This is what a ``PyroModule`` does when ``module_local_params`` is set: SVI finds the
+    parameters, while two models never share any through the global store. Pyro modules inside
+    register themselves.
+    """
+    if not am_i_wrapped():
+        return
+    own = {id(p) for m in module.modules() if isinstance(m, pyro.nn.PyroModule) for p in m.parameters()}
+    for key, parameter in module.named_parameters():
+        if parameter.requires_grad and id(parameter) not in own:
+            parameter.unconstrained = weakref.ref(parameter)  # type: ignore[attr-defined]
+            site = f"{name}$$${key}"
+            effectful(type="param")(lambda *_, p=parameter, **__: p)(
+                site, parameter, constraint=dist.constraints.real, event_dim=None, name=site
+            )

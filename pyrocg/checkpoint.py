@@ -1,0 +1,65 @@
+"""Checkpoints: one file of tensors and plain values, written atomically, loaded without pickles."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+__all__ = ["load_state", "save_state", "write_atomically"]
+
+
+def write_atomically(path: str | Path, write: Any) -> None:
+    """Write a file so that at every moment it is either the old one or the whole new one.
+
+    Args:
+        path: the file; its folder must exist.
+        write: called with an open binary file.
+
+    Raises:
+        OSError: the file cannot be written; what was there before is untouched.
+    """
+    path = Path(path)
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def save_state(path: str | Path, state: dict[str, Any]) -> None:
+    """Write a dictionary of tensors and plain values, atomically.
+
+    Raises:
+        OSError: the file cannot be written; what was there before is untouched.
+    """
+    try:
+        write_atomically(path, lambda file: torch.save(state, file))
+    except RuntimeError as error:  # torch's writer reports a full disk so
+        raise OSError(f"cannot write {path}: {error}") from error
+
+
+def load_state(path: str | Path) -> dict[str, Any]:
+    """Read a checkpoint; only tensors and plain values are ever constructed.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is not a checkpoint.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"expected a checkpoint at {path}, found no such file")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise ValueError(f"expected a checkpoint of tensors at {path}, cannot read it: {error}") from error
+    if not isinstance(state, dict):
+        raise ValueError(f"expected a dictionary in {path}, got {type(state).__name__}")
+    return state

@@ -1,0 +1,314 @@
+"""Decoders q(u | z): modules whose call returns a Pyro distribution over reduced coordinates.
+
+Every decoder here is unimodal given the latents, so that modes have to live in z; densities are
+proper where a coordinate is circular.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from pyro.distributions import TorchDistribution, constraints
+from torch import Tensor, nn
+
+from pyrocg.distributions import MixedNormal, wrap, wrapped_normal_log_prob
+from pyrocg.encoders import _log_variance
+from pyrocg.networks import MLP
+
+__all__ = ["CouplingDecoder", "GaussianDecoder"]
+
+_WIDEST = 2.2  # rad; a wrapped normal of this scale is flat to 10 %
+
+
+class GaussianDecoder(nn.Module):
+    r"""The paper's decoder, :math:`q(u|z) = N(u \mid \mu(z), \mathrm{diag}\,\sigma^2)`.
+
+    Wrapped normal where the coordinate is circular. The defaults are the paper's settings.
+    Source: Schöberl, Zabaras and Koutsourelakis (2020), arXiv:2002.10148, equation 18.
+
+    Args:
+        circular: which coordinates are circular, shape ``(n_coordinates,)``.
+        latent_dim: dimension of z.
+        hidden: sizes of the hidden layers.
+        activations: their activation, one or one per layer.
+        variance: "constant", one learned vector, or "network", a function of z.
+        initial_log_variance: where the log variances start.
+        circular_latent: z is a point on a torus, seen as (cos z, sin z).
+    """
+
+    circular: Tensor
+
+    def __init__(
+        self,
+        circular: Tensor,
+        latent_dim: int,
+        hidden: Sequence[int] = (100, 100, 100),
+        activations: Callable[[], nn.Module] | Sequence[Callable[[], nn.Module]] = nn.Tanh,
+        variance: str = "network",
+        initial_log_variance: float = -0.5,
+        circular_latent: bool = False,
+    ) -> None:
+        super().__init__()
+        self.register_buffer("circular", circular, persistent=False)
+        n_in = 2 * latent_dim if circular_latent else latent_dim
+        self.circular_latent = circular_latent
+        self.mean = MLP(n_in, hidden, len(circular), activations)
+        self.log_variance = _log_variance(variance, n_in, hidden, len(circular), activations)
+        self.initial_log_variance = initial_log_variance
+
+    def forward(self, z: Tensor) -> MixedNormal:
+        """Return q(u|z) for z of shape ``(..., latent_dim)``."""
+        if self.circular_latent:
+            z = torch.cat([z.cos(), z.sin()], dim=-1)
+        log_variance = self.initial_log_variance + self.log_variance(z)
+        scale = (0.5 * log_variance).exp()
+        scale = torch.where(self.circular, scale.clamp(max=4.0), scale)
+        return MixedNormal(self.mean(z), scale, self.circular)
+
+
+class CouplingDecoder(nn.Module):
+    r"""An expressive decoder that is unimodal given z, with optional mixture components k.
+
+    Circular coordinates :math:`\tau` (torsions) and real coordinates v (the rest):
+
+    .. math::
+        \tau &= c_k + B_k z + m(z, k) + \sigma(z, k)\, \epsilon_\tau \pmod{2\pi} \\
+        v &= a_k + A_k \sin(\tau - c_k) + L_k\, f(\epsilon_v;\, \tau, z, k)
+
+    with f a chain of affine couplings (Dinh, Sohl-Dickstein and Bengio 2017) with bounded log
+    scales, starting at the identity. The constants start at the Laplace approximation of each
+    basin (:meth:`start_laplace`), so that training begins close to the answer.
+
+    Args:
+        circular: which coordinates are circular, shape ``(n_coordinates,)``.
+        latent_dim: dimension of z.
+        n_components: number of components k; 0 for none.
+        n_couplings: number of coupling layers.
+        hidden: sizes of the hidden layers of each coupling.
+        torsion_hidden: sizes of the hidden layers of the network of the torsions.
+    """
+
+    centres: Tensor
+    real_centres: Tensor
+    scale_tril: Tensor
+    circular_index: Tensor
+    real_index: Tensor
+    order: Tensor
+
+    def __init__(
+        self,
+        circular: Tensor,
+        latent_dim: int,
+        n_components: int = 0,
+        n_couplings: int = 6,
+        hidden: Sequence[int] = (128, 128),
+        torsion_hidden: Sequence[int] = (64, 64),
+    ) -> None:
+        super().__init__()
+        n_circular, n_real = int(circular.sum()), int((~circular).sum())
+        self.latent_dim, self.n_components = latent_dim, n_components
+        groups = max(1, n_components)
+        circular_index, real_index = circular.nonzero()[:, 0], (~circular).nonzero()[:, 0]
+        self.register_buffer("circular_index", circular_index, persistent=False)
+        self.register_buffer("real_index", real_index, persistent=False)
+        order = torch.cat([circular_index, real_index]).argsort()
+        self.register_buffer("order", order, persistent=False)
+        self.register_buffer("centres", torch.zeros(groups, n_circular))
+        self.register_buffer("real_centres", torch.zeros(groups, n_real))
+        self.register_buffer("scale_tril", torch.eye(n_real).repeat(groups, 1, 1))
+        self.loadings = nn.Parameter(torch.zeros(groups, latent_dim, n_circular))
+        self.log_scale = nn.Parameter(torch.zeros(groups, n_circular))
+        self.slopes = nn.Parameter(torch.zeros(groups, n_circular, n_real))
+        self.torsion_network = MLP(
+            latent_dim + n_components, torsion_hidden, 2 * n_circular, zero_output=True
+        )
+        n_condition = 2 * n_circular + latent_dim + n_components
+        self.couplings = nn.ModuleList(
+            AffineCoupling(n_real, n_condition, hidden, flip=bool(i % 2))
+            for i in range(n_couplings)
+        )
+
+    def forward(self, z: Tensor, component: Tensor | None = None) -> CouplingDistribution:
+        """Return q(u|z, k) for z of shape ``(..., latent_dim)`` and k of shape ``(...)``."""
+        if (component is None) != (self.n_components == 0):
+            raise ValueError(
+                f"expected {'components' if self.n_components else 'no components'} for a decoder "
+                f"with n_components={self.n_components}, got component={component}"
+            )
+        k = z.new_zeros(z.shape[:-1], dtype=torch.long) if component is None else component
+        return CouplingDistribution(self, z, k)
+
+    def one_hot(self, k: Tensor, dtype: torch.dtype) -> Tensor:
+        """One-hot components, shape ``(..., n_components)``."""
+        if not self.n_components:
+            return torch.empty(*k.shape, 0, dtype=dtype, device=k.device)
+        return nn.functional.one_hot(k, self.n_components).to(dtype)
+
+    def torsion_parameters(self, z: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+        """Location and scale of the circular coordinates."""
+        out = self.torsion_network(torch.cat([z, self.one_hot(k, z.dtype)], dim=-1))
+        shift, log_scale = out.chunk(2, dim=-1)
+        linear = _select(torch.einsum("...d,kdc->...kc", z, self.loadings), k)
+        loc = self.centres[k] + linear + shift
+        return loc, (self.log_scale[k] + log_scale).clamp(-7.0, math.log(4.0) - 1e-4).exp()
+
+    def condition(self, tau: Tensor, z: Tensor, k: Tensor) -> Tensor:
+        """What the couplings are told about the torsions and the latents."""
+        return torch.cat([tau.cos(), tau.sin(), z, self.one_hot(k, z.dtype)], dim=-1)
+
+    def conditional_centre(self, tau: Tensor, k: Tensor) -> Tensor:
+        """Centre of the real coordinates given the torsions."""
+        sines = (tau - self.centres[k]).sin()
+        return self.real_centres[k] + _select(
+            torch.einsum("...c,kcr->...kr", sines, self.slopes), k
+        )
+
+    @torch.no_grad()
+    def start_laplace(
+        self, mean: Tensor, covariance: Tensor, columns: Tensor, share: float = 0.9
+    ) -> None:
+        """Start every component at a Gaussian, the Laplace approximation of its basin.
+
+        The leading ``latent_dim`` principal axes of the circular coordinates in ``columns`` are
+        loaded on z with ``share`` of their variance, the other circular coordinates follow by
+        regression; the rest of the variance stays in the decoder's own scale.
+
+        Args:
+            mean: shape ``(n_components, n_coordinates)``.
+            covariance: shape ``(n_components, n_coordinates, n_coordinates)``.
+            columns: indices of the coordinates that z shall describe.
+            share: how much of the variance along the axes goes into z.
+        """
+        c, r = self.circular_index, self.real_index
+        described = torch.isin(c, columns)
+        for k, (m, s) in enumerate(zip(mean.double(), covariance.double(), strict=True)):
+            slopes = torch.linalg.solve(s[c][:, c], s[c][:, r])
+            residual = s[r][:, r] - s[r][:, c] @ slopes
+            shrink = (_WIDEST / s[c][:, c].diagonal().sqrt()).clamp(max=1.0)
+            s_cc = shrink[:, None] * s[c][:, c] * shrink
+            values, vectors = torch.linalg.eigh(s_cc[described][:, described])
+            n = min(self.latent_dim, len(values))
+            axes = vectors[:, -n:].flip(1) * (share * values[-n:].flip(0)).sqrt()
+            regression = torch.linalg.solve(s_cc[described][:, described], s_cc[described])
+            loadings = axes.T @ regression
+            variance = s_cc.diagonal() - loadings.square().sum(0)
+            self.loadings[k].zero_()
+            self.loadings[k, :n] = loadings.to(self.loadings)
+            self.log_scale[k] = 0.5 * variance.log().to(self.log_scale)
+            self.centres[k], self.real_centres[k] = m[c].to(self.centres), m[r].to(self.centres)
+            self.slopes[k] = slopes.to(self.slopes)
+            self.scale_tril[k] = torch.linalg.cholesky(residual).to(self.scale_tril)
+
+
+class AffineCoupling(nn.Module):
+    r"""One affine coupling, :math:`y_b = x_b e^{s} + m`, with s and m functions of x_a and c.
+
+    The log scale is bounded by :math:`s = \tanh(\cdot)`.
+    """
+
+    def __init__(self, n: int, n_condition: int, hidden: Sequence[int], flip: bool) -> None:
+        super().__init__()
+        self.split, self.flip = (n + 1) // 2 if flip else n // 2, flip
+        n_a = n - self.split if flip else self.split
+        self.n_b = n - n_a
+        self.network = MLP(n_a + n_condition, hidden, 2 * self.n_b, zero_output=True)
+
+    def _halves(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        first, second = x[..., : self.split], x[..., self.split :]
+        return (second, first) if self.flip else (first, second)
+
+    def _join(self, a: Tensor, b: Tensor) -> Tensor:
+        return torch.cat([b, a] if self.flip else [a, b], dim=-1)
+
+    def _scale_shift(self, a: Tensor, condition: Tensor) -> tuple[Tensor, Tensor]:
+        out = self.network(torch.cat([a, condition], dim=-1))
+        log_scale, shift = out.chunk(2, dim=-1)
+        return log_scale.tanh(), shift
+
+    def forward(self, x: Tensor, condition: Tensor) -> tuple[Tensor, Tensor]:
+        """Return y and log|det dy/dx|."""
+        a, b = self._halves(x)
+        log_scale, shift = self._scale_shift(a, condition)
+        return self._join(a, b * log_scale.exp() + shift), log_scale.sum(-1)
+
+    def inverse(self, y: Tensor, condition: Tensor) -> tuple[Tensor, Tensor]:
+        """Return x and log|det dy/dx| at that x."""
+        a, b = self._halves(y)
+        log_scale, shift = self._scale_shift(a, condition)
+        return self._join(a, (b - shift) * (-log_scale).exp()), log_scale.sum(-1)
+
+
+class CouplingDistribution(TorchDistribution):
+    """The distribution that :class:`CouplingDecoder` returns.
+
+    The density of a value just drawn comes with the draw; of any other value by the inverse.
+    """
+
+    arg_constraints: dict[str, Any] = {}  # noqa: RUF012
+    support = constraints.real_vector
+    has_rsample = True
+
+    def __init__(self, decoder: CouplingDecoder, z: Tensor, k: Tensor) -> None:
+        self.decoder, self.z, self.k = decoder, z, k
+        self._drawn: tuple[Tensor, Tensor] | None = None
+        n = len(decoder.order)
+        super().__init__(z.shape[:-1], torch.Size([n]), validate_args=False)
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> CouplingDistribution:
+        shape = torch.Size(batch_shape)
+        if shape == self.batch_shape:
+            return self
+        return CouplingDistribution(
+            self.decoder, self.z.expand(*shape, self.z.shape[-1]), self.k.expand(shape)
+        )
+
+    def rsample(self, sample_shape: Any = ()) -> Tensor:
+        d = self.decoder
+        shape = torch.Size(sample_shape) + self.batch_shape
+        z, k = self.z.expand(*shape, self.z.shape[-1]), self.k.expand(shape)
+        loc, scale = d.torsion_parameters(z, k)
+        tau = wrap(loc + scale * torch.randn_like(loc))
+        log_prob = wrapped_normal_log_prob(tau, loc, scale).sum(-1)
+        xi = torch.randn(*shape, len(d.real_index), dtype=z.dtype, device=z.device)
+        log_prob = log_prob - 0.5 * (xi.square() + math.log(2 * math.pi)).sum(-1)
+        condition = d.condition(tau, z, k)
+        for coupling in d.couplings:
+            xi, log_abs_det = coupling(xi, condition)
+            log_prob = log_prob - log_abs_det
+        v = d.conditional_centre(tau, k) + _select(
+            torch.einsum("...j,kij->...ki", xi, d.scale_tril), k
+        )
+        log_prob = log_prob - _log_det_tril(d.scale_tril)[k]
+        u = torch.cat([tau, v], dim=-1).index_select(-1, d.order)
+        self._drawn = (u, log_prob)
+        return u
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        if self._drawn is not None and self._drawn[0] is value:
+            return self._drawn[1]
+        d, z, k = self.decoder, self.z, self.k
+        tau, v = value.index_select(-1, d.circular_index), value.index_select(-1, d.real_index)
+        loc, scale = d.torsion_parameters(z, k)
+        log_prob = wrapped_normal_log_prob(tau, loc, scale).sum(-1)
+        residual = (v - d.conditional_centre(tau, k)).unsqueeze(-1)
+        tril = d.scale_tril[k].expand(*residual.shape[:-2], -1, -1)
+        xi = torch.linalg.solve_triangular(tril, residual, upper=False).squeeze(-1)
+        condition = d.condition(tau, z, k)
+        for coupling in reversed(list(d.couplings)):
+            xi, log_abs_det = coupling.inverse(xi, condition)
+            log_prob = log_prob - log_abs_det
+        log_prob = log_prob - 0.5 * (xi.square() + math.log(2 * math.pi)).sum(-1)
+        return log_prob - _log_det_tril(d.scale_tril)[k]
+
+
+def _select(per_component: Tensor, k: Tensor) -> Tensor:
+    """Pick each sample's component from (..., n_components, n)."""
+    index = k[..., None, None].expand(*k.shape, 1, per_component.shape[-1])
+    return per_component.gather(-2, index).squeeze(-2)
+
+
+def _log_det_tril(tril: Tensor) -> Tensor:
+    return tril.diagonal(dim1=-2, dim2=-1).abs().log().sum(-1)

@@ -1,0 +1,213 @@
+"""Distributions that Pyro lacks: on the circle, and stratified over components."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from pyro.distributions import TorchDistribution, constraints
+from torch import Tensor
+from torch.distributions.utils import broadcast_all
+
+__all__ = ["MixedNormal", "StratifiedCategorical", "WrappedNormal", "wrap"]
+
+_TWO_PI = 2.0 * math.pi
+_HALF_LOG_TWO_PI = 0.5 * math.log(_TWO_PI)
+
+
+def wrap(angle: Tensor) -> Tensor:
+    """Return the angle's representative in [-π, π), with gradient 1.
+
+    Example:
+        >>> import torch
+        >>> round(wrap(torch.tensor(4.0)).item(), 4)
+        -2.2832
+    """
+    return angle - _TWO_PI * torch.floor(angle.detach() / _TWO_PI + 0.5)
+
+
+class WrappedNormal(TorchDistribution):
+    r"""The normal distribution wrapped onto the circle, reparametrised.
+
+    .. math:: p(x) = \sum_{m=-\infty}^{\infty} N(x + 2 \pi m \mid \mu, \sigma^2), \quad
+              x \in [-\pi, \pi)
+
+    The sum runs over :math:`|m| \le 3`, exact to 1e-7 for the scales that are accepted, up to 4
+    (where the density is uniform to 1e-3). Source: Mardia and Jupp, Directional Statistics (2000),
+    section 3.5.7.
+
+    Args:
+        loc: :math:`\mu` in rad, any real.
+        scale: :math:`\sigma` in rad, at most 4.
+
+    Example:
+        >>> import torch
+        >>> x = torch.linspace(-torch.pi, torch.pi, 1001)[:-1]
+        >>> density = WrappedNormal(torch.tensor(3.0), torch.tensor(0.5)).log_prob(x).exp()
+        >>> round((density.mean() * 2 * torch.pi).item(), 5)
+        1.0
+    """
+
+    arg_constraints = {"loc": constraints.real, "scale": constraints.interval(0.0, 4.0)}  # noqa: RUF012
+    support = constraints.real
+    has_rsample = True
+
+    def __init__(self, loc: Tensor, scale: Tensor, validate_args: bool | None = None) -> None:
+        self.loc, self.scale = broadcast_all(loc, scale)
+        super().__init__(self.loc.shape, validate_args=validate_args)
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> WrappedNormal:
+        new = self._get_checked_instance(WrappedNormal, _instance)
+        new.loc, new.scale = self.loc.expand(batch_shape), self.scale.expand(batch_shape)
+        super(WrappedNormal, new).__init__(torch.Size(batch_shape), validate_args=False)
+        new._validate_args = self._validate_args
+        return new
+
+    def rsample(self, sample_shape: Any = ()) -> Tensor:
+        shape = self._extended_shape(torch.Size(sample_shape))
+        noise = torch.randn(shape, dtype=self.loc.dtype, device=self.loc.device)
+        return wrap(self.loc + self.scale * noise)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        if self._validate_args:
+            self._validate_sample(value)
+        return wrapped_normal_log_prob(value, self.loc, self.scale)
+
+
+def wrapped_normal_log_prob(value: Tensor, loc: Tensor, scale: Tensor) -> Tensor:
+    """Elementwise log density of :class:`WrappedNormal`."""
+    images = torch.arange(-3, 4, dtype=value.dtype, device=value.device) * _TWO_PI
+    deviation = (wrap(value - loc).unsqueeze(-1) + images) / scale.unsqueeze(-1)
+    log_kernels = torch.logsumexp(-0.5 * deviation.square(), dim=-1)
+    return log_kernels - scale.log() - _HALF_LOG_TWO_PI
+
+
+class MixedNormal(TorchDistribution):
+    r"""Independent coordinates, normal where they are real, wrapped normal where circular.
+
+    Args:
+        loc: means, shape ``(..., n)``.
+        scale: standard deviations, shape ``(..., n)``; at most 4 rad where circular.
+        circular: which coordinates are circular, shape ``(n,)`` of booleans.
+
+    Example:
+        >>> import torch
+        >>> d = MixedNormal(torch.zeros(2), torch.ones(2), torch.tensor([False, True]))
+        >>> d.event_shape, round(d.log_prob(torch.tensor([0.0, 2 * torch.pi])).item(), 4)
+        (torch.Size([2]), -1.8379)
+    """
+
+    arg_constraints = {  # noqa: RUF012
+        "loc": constraints.real_vector,
+        "scale": constraints.independent(constraints.positive, 1),
+    }
+    support = constraints.real_vector
+    has_rsample = True
+
+    def __init__(
+        self, loc: Tensor, scale: Tensor, circular: Tensor, validate_args: bool | None = None
+    ) -> None:
+        self.loc, self.scale = broadcast_all(loc, scale)
+        if circular.shape != self.loc.shape[-1:]:
+            raise ValueError(
+                f"expected a mask of shape {tuple(self.loc.shape[-1:])}, "
+                f"got {tuple(circular.shape)}"
+            )
+        self.circular = circular
+        super().__init__(self.loc.shape[:-1], self.loc.shape[-1:], validate_args=validate_args)
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> MixedNormal:
+        new = self._get_checked_instance(MixedNormal, _instance)
+        shape = torch.Size(batch_shape) + self.event_shape
+        new.loc, new.scale = self.loc.expand(shape), self.scale.expand(shape)
+        new.circular = self.circular
+        super(MixedNormal, new).__init__(shape[:-1], self.event_shape, validate_args=False)
+        new._validate_args = self._validate_args
+        return new
+
+    def rsample(self, sample_shape: Any = ()) -> Tensor:
+        shape = self._extended_shape(torch.Size(sample_shape))
+        noise = torch.randn(shape, dtype=self.loc.dtype, device=self.loc.device)
+        value = self.loc + self.scale * noise
+        return torch.where(self.circular, wrap(value), value)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        if self._validate_args:
+            self._validate_sample(value)
+        loc, scale = torch.broadcast_tensors(self.loc, self.scale)
+        real, circular = ~self.circular, self.circular
+        standard = (value[..., real] - loc[..., real]) / scale[..., real]
+        log_real = -0.5 * standard.square() - scale[..., real].log() - _HALF_LOG_TWO_PI
+        log_circular = wrapped_normal_log_prob(
+            value[..., circular], loc[..., circular], scale[..., circular]
+        )
+        return log_real.sum(-1) + log_circular.sum(-1)
+
+
+class StratifiedCategorical(TorchDistribution):
+    r"""A categorical distribution whose batch is drawn by systematic sampling.
+
+    Every element has the marginal distribution :math:`P(k) = p_k` exactly, but the elements of
+    one batch are stratified: component k comes :math:`\lfloor n p_k \rfloor` or
+    :math:`\lceil n p_k \rceil` times among n, so that no component is missed by chance. The order
+    is random. Source: Douc and Cappe (2005), "Comparison of resampling schemes for particle
+    filtering", section 2.4.
+
+    Args:
+        probs: :math:`p_k`, shape ``(n_components,)``.
+
+    Raises:
+        ValueError: ``probs`` is not a vector on the simplex.
+
+    Example:
+        >>> import torch
+        >>> draws = StratifiedCategorical(torch.tensor([0.5, 0.5])).expand([100]).sample()
+        >>> draws.sum().item()
+        50
+    """
+
+    arg_constraints = {"probs": constraints.simplex}  # noqa: RUF012
+    has_enumerate_support = True
+
+    def __init__(self, probs: Tensor, validate_args: bool | None = None) -> None:
+        if probs.dim() != 1:
+            raise ValueError(
+                f"expected probs of shape (n_components,), got {tuple(probs.shape)}; "
+                "strata are shared by the whole batch"
+            )
+        self.probs = probs
+        super().__init__(torch.Size(), validate_args=validate_args)
+
+    @constraints.dependent_property(is_discrete=True, event_dim=0)
+    def support(self) -> Any:
+        return constraints.integer_interval(0, len(self.probs) - 1)
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> StratifiedCategorical:
+        new = self._get_checked_instance(StratifiedCategorical, _instance)
+        new.probs = self.probs
+        super(StratifiedCategorical, new).__init__(torch.Size(batch_shape), validate_args=False)
+        new._validate_args = self._validate_args
+        return new
+
+    def sample(self, sample_shape: Any = ()) -> Tensor:
+        shape = self._extended_shape(torch.Size(sample_shape))
+        n, device = shape.numel(), self.probs.device
+        with torch.no_grad():
+            offsets = torch.arange(n, device=device) + torch.rand((), device=device)
+            edges = self.probs.double().cumsum(0)
+            component = torch.searchsorted(edges / edges[-1], offsets.double() / n, right=True)
+            component = component.clamp(max=len(self.probs) - 1)
+            return component[torch.randperm(n, device=device)].reshape(shape)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        if self._validate_args:
+            self._validate_sample(value)
+        return self.probs.log()[value.long()].expand(
+            torch.broadcast_shapes(value.shape, self.batch_shape)
+        )
+
+    def enumerate_support(self, expand: bool = True) -> Tensor:
+        values = torch.arange(len(self.probs), device=self.probs.device)
+        values = values.reshape((-1,) + (1,) * len(self.batch_shape))
+        return values.expand((-1, *self.batch_shape)) if expand else values

@@ -1,0 +1,223 @@
+"""Encoders r(z | u): modules whose call returns a Pyro distribution over the latents."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro.distributions.torch_distribution import TorchDistributionMixin
+from torch import Tensor, nn
+
+from pyrocg.networks import MLP, CircularFeatures
+
+__all__ = ["BasinPartition", "GaussianEncoder", "MixtureEncoder", "PartitionEncoder"]
+
+
+class GaussianEncoder(nn.Module):
+    r"""The paper's encoder, :math:`r(z|u) = N(z \mid \mu(u), \mathrm{diag}\,\sigma^2)`.
+
+    Circular coordinates enter as (cos, sin). The defaults are the paper's settings.
+    Source: Schöberl, Zabaras and Koutsourelakis (2020), arXiv:2002.10148, equation 22.
+
+    Args:
+        circular: which coordinates are circular, shape ``(n_coordinates,)``.
+        latent_dim: dimension of z.
+        hidden: sizes of the hidden layers.
+        activations: their activations.
+        variance: "constant", one learned vector, or "network", a function of u.
+        initial_log_variance: where the log variances start.
+    """
+
+    def __init__(
+        self,
+        circular: Tensor,
+        latent_dim: int,
+        hidden: Sequence[int] = (100, 100, 100),
+        activations: Sequence[Callable[[], nn.Module]] = (nn.SELU, nn.Tanh, nn.Tanh),
+        variance: str = "network",
+        initial_log_variance: float = -1.0,
+    ) -> None:
+        super().__init__()
+        self.features = CircularFeatures(circular)
+        self.mean = MLP(self.features.n_features, hidden, latent_dim, activations)
+        self.log_variance = _log_variance(
+            variance, self.features.n_features, hidden, latent_dim, activations
+        )
+        self.initial_log_variance = initial_log_variance
+
+    def forward(self, u: Tensor) -> TorchDistributionMixin:
+        """Return r(z|u) for u of shape ``(..., n_coordinates)``."""
+        features = self.features(u)
+        log_variance = self.initial_log_variance + self.log_variance(features)
+        return dist.Normal(self.mean(features), (0.5 * log_variance).exp()).to_event(1)
+
+
+class ConstantOutput(nn.Module):
+    """A learned vector that ignores its input."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.value = nn.Parameter(torch.zeros(size))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the vector, shape ``(..., size)``."""
+        return self.value.expand(*x.shape[:-1], -1)
+
+
+def _log_variance(
+    variance: str,
+    n_in: int,
+    hidden: Sequence[int],
+    n_out: int,
+    activations: Sequence[Callable[[], nn.Module]] | Callable[[], nn.Module],
+) -> nn.Module:
+    if variance == "constant":
+        return ConstantOutput(n_out)
+    if variance == "network":
+        return MLP(n_in, hidden, n_out, activations, zero_output=True)
+    raise ValueError(f'expected variance "constant" or "network", got {variance!r}')
+
+
+class MixtureEncoder(nn.Module):
+    r"""A mixture of Gaussians given u, :math:`r(z|u) = \sum_j w_j(u) N(z \mid \mu_j(u), \sigma_j^2(u))`.
+
+    The mean of every mode is a linear function of the features plus a network, so that it can
+    start at the exact posterior of a linear decoder (:meth:`start_linear`).
+
+    Args:
+        circular: which coordinates are circular, shape ``(n_coordinates,)``.
+        latent_dim: dimension of z.
+        n_modes: number of Gaussians.
+        hidden: sizes of the hidden layers.
+        n_components: number of components k that the encoder is also given, one-hot.
+    """
+
+    def __init__(
+        self,
+        circular: Tensor,
+        latent_dim: int,
+        n_modes: int = 4,
+        hidden: Sequence[int] = (96, 96),
+        n_components: int = 0,
+    ) -> None:
+        super().__init__()
+        self.features = CircularFeatures(circular)
+        self.latent_dim, self.n_modes, self.n_components = latent_dim, n_modes, n_components
+        n_in = self.features.n_features + n_components
+        self.network = MLP(n_in, hidden, n_modes * (2 * latent_dim + 1), zero_output=True)
+        groups = max(1, n_components)
+        self.linear = nn.Parameter(torch.zeros(groups, self.features.n_features, latent_dim))
+        self.offset = nn.Parameter(torch.zeros(groups, latent_dim))
+        self.log_scale = nn.Parameter(torch.zeros(groups, latent_dim))
+        self.mode_shift = nn.Parameter(0.1 * torch.randn(n_modes, latent_dim))
+
+    def forward(self, u: Tensor, component: Tensor | None = None) -> TorchDistributionMixin:
+        """Return r(z|u), or r(z|u, k) for components of shape ``(...)``."""
+        features = self.features(u)
+        k = u.new_zeros(u.shape[:-1], dtype=torch.long) if component is None else component
+        inputs = features
+        if self.n_components:
+            one_hot = nn.functional.one_hot(k, self.n_components).to(u.dtype)
+            inputs = torch.cat([features, one_hot], dim=-1)
+        means = torch.einsum("...f,kfd->...kd", features, self.linear) + self.offset
+        mean = means.gather(-2, k[..., None, None].expand(*k.shape, 1, self.latent_dim))
+        out = self.network(inputs).reshape(*u.shape[:-1], self.n_modes, 2 * self.latent_dim + 1)
+        shift, log_scale, logits = out.split([self.latent_dim, self.latent_dim, 1], dim=-1)
+        loc = mean + shift + self.mode_shift
+        scale = (self.log_scale[k].unsqueeze(-2) + log_scale).clamp(-7.0, 3.0).exp()
+        modes = dist.Normal(loc, scale).to_event(1)
+        return dist.MixtureSameFamily(dist.Categorical(logits=logits.squeeze(-1)), modes)
+
+    @torch.no_grad()
+    def start_linear(self, linear: Tensor, offset: Tensor, scale: Tensor) -> None:
+        """Start at mean ``features @ linear[k] + offset[k]`` and standard deviation ``scale[k]``.
+
+        Args:
+            linear: shape ``(n_components, n_features, latent_dim)``.
+            offset: shape ``(n_components, latent_dim)``.
+            scale: shape ``(n_components, latent_dim)``.
+        """
+        self.linear.copy_(linear)
+        self.offset.copy_(offset)
+        self.log_scale.copy_(scale.log())
+
+
+class BasinPartition(nn.Module):
+    r"""A fixed, soft partition of configurations into basins, :math:`r(k|u)`.
+
+    .. math:: r(k|u) \propto \exp\Big(\sum_j \kappa_j\, s_j(u_j - c_{kj})\Big), \quad
+              s_j(d) = \cos d \text{ if circular}, \quad -d^2/2 \text{ otherwise,}
+
+    the responsibilities of equal von Mises or normal densities around the centres. It is a
+    partition of unity, so the components' targets :math:`\pi(u)\, r(k|u)` add up to the target
+    exactly, for any :math:`\kappa`; being fixed, it anchors each component to its basin.
+
+    Args:
+        centres: :math:`c_{kj}`, shape ``(n_components, n_columns)``.
+        columns: which coordinates j, indices in u, shape ``(n_columns,)``.
+        circular: which coordinates of u are circular, shape ``(n_coordinates,)``.
+        concentration: :math:`\kappa_j`, a number or shape ``(n_columns,)``.
+
+    Example:
+        >>> import torch
+        >>> centres, circular = torch.tensor([[0.0], [torch.pi]]), torch.tensor([True])
+        >>> r = BasinPartition(centres, torch.tensor([0]), circular, 2.0)
+        >>> r(torch.tensor([[torch.pi / 2]])).probs.tolist()
+        [[0.5, 0.5]]
+    """
+
+    centres: Tensor
+    columns: Tensor
+    circular: Tensor
+    concentration: Tensor
+
+    def __init__(
+        self,
+        centres: Tensor,
+        columns: Tensor,
+        circular: Tensor,
+        concentration: Tensor | float = 4.0,
+    ) -> None:
+        super().__init__()
+        if centres.dim() != 2 or columns.shape != centres.shape[1:]:
+            raise ValueError(
+                "expected centres of shape (n_components, n_columns) and n_columns indices, "
+                f"got {tuple(centres.shape)} and {tuple(columns.shape)}"
+            )
+        kappa = torch.as_tensor(concentration, dtype=centres.dtype).expand(columns.shape).clone()
+        if not bool((kappa > 0).all()):
+            raise ValueError(f"expected concentrations > 0, got {kappa.tolist()}")
+        self.register_buffer("centres", centres)
+        self.register_buffer("columns", columns)
+        self.register_buffer("circular", circular[columns])
+        self.register_buffer("concentration", kappa)
+
+    def forward(self, u: Tensor) -> dist.Categorical:
+        """Return r(k|u) for u of shape ``(..., n_coordinates)``."""
+        difference = u.index_select(-1, self.columns).unsqueeze(-2) - self.centres
+        similarity = torch.where(self.circular, difference.cos(), -0.5 * difference.square())
+        return dist.Categorical(logits=(self.concentration * similarity).sum(-1))
+
+
+class PartitionEncoder(nn.Module):
+    r"""The encoder of a mixture latent, :math:`r(k, z|u) = r(k|u)\, r(z|u, k)`.
+
+    A Pyro program with the sites "component" and "z", the counterpart of
+    :class:`~pyrocg.priors.StratifiedPrior`.
+
+    Args:
+        partition: r(k|u), a module whose call returns a categorical distribution.
+        encoder: r(z|u, k), called with u and k.
+    """
+
+    def __init__(self, partition: nn.Module, encoder: nn.Module) -> None:
+        super().__init__()
+        self.partition = partition
+        self.encoder = encoder
+
+    def forward(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        """Draw the two sites, return ``(z, component)``."""
+        component = pyro.sample("component", self.partition(u))
+        return pyro.sample("z", self.encoder(u, component)), component

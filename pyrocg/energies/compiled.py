@@ -1,0 +1,276 @@
+"""The energy of an OpenMM System compiled to one batched torch program, checked against OpenMM."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pyrocg.energies.abstract import Energy
+from pyrocg.energies.contexts import BatchContext, ContextSetup
+from pyrocg.energies.conversion import UnsupportedForceError, terms_of
+from pyrocg.energies.terms import Potential
+
+if TYPE_CHECKING:
+    from pyrocg.molecules import Molecule
+
+__all__ = ["CompiledEnergy", "molecular_energy"]
+
+Columns = Callable[[Tensor], tuple[Tensor, Tensor]]
+"""Positions (3, n_atoms, batch) to energies (batch,) and gradients (3, n_atoms, batch)."""
+
+_LANES = 16
+"""Batches are padded to a multiple of this: the float32 numbers of an AVX-512 register."""
+_PAIR_BYTES = {"cpu": 2**19, "other": 2**28}
+"""Size of one array over all pairs and one chunk of a batch. Half a megabyte keeps the handful of
+them in the second-level cache of a core; a GPU wants work."""
+_TOLERANCE = 1e-9
+_CHECKED_NOISE = (0.0, 0.005, 0.01, 0.02, 0.04, 0.08)
+"""nm; perturbations of the reference structure in the self-check, thermal to overlapping."""
+
+
+class CompiledEnergy(Energy):
+    r"""The potential energy of a molecule's OpenMM System, many configurations at a time.
+
+    Every force of the System becomes a :class:`~pyrocg.energies.terms.Term`; the sum of their
+    energies and gradients, both from one pass, is compiled by ``torch.compile`` at the first call
+    for each dtype and device (10 to 40 s with an empty cache, which torch keeps on disk). Without
+    a working C++ compiler it says so once and runs the same program uncompiled.
+
+    Energies come in kJ/mol of positions ``(..., n_atoms, 3)`` in nm, with the dtype and on the
+    device of the positions. Second derivatives are refused. A large batch is evaluated in chunks.
+
+    At construction energies and forces are compared with OpenMM's Reference platform on perturbed
+    copies of the molecule's structure.
+
+    Args:
+        molecule: what to evaluate; its ``system`` is read once.
+        dtype: precision to compute in, ``torch.float32`` or ``torch.float64``; None takes that of
+            the positions (float32 for lower ones).
+        compile: whether to compile; without, a call costs 5 to 10 times as much.
+
+    Raises:
+        UnsupportedForceError: a force, named by class and index, has no compiled form; use
+            :class:`~pyrocg.energies.openmm.OpenMMEnergy`, or let :func:`molecular_energy` choose.
+        RuntimeError: the compiled energy disagrees with OpenMM.
+
+    Example:
+        >>> import torch
+        >>> from pyrocg.molecules import alanine_dipeptide
+        >>> molecule = alanine_dipeptide()
+        >>> energy = CompiledEnergy(molecule, compile=False)
+        >>> x = torch.tensor(molecule.positions, requires_grad=True)
+        >>> (force,) = torch.autograd.grad(-energy(x), x)
+        >>> force.shape, energy.calls
+        (torch.Size([22, 3]), 1)
+    """
+
+    def __init__(
+        self, molecule: Molecule, dtype: torch.dtype | None = None, *, compile: bool = True
+    ) -> None:
+        if dtype not in (None, torch.float32, torch.float64):
+            raise ValueError(f"expected dtype float32, float64 or None, got {dtype}")
+        super().__init__((molecule.system.getNumParticles(), 3))
+        self.dtype = dtype
+        self.compile = bool(compile)
+        self._potential = Potential.of(terms_of(molecule.system), self.n_atoms)
+        self._programs: dict[tuple[torch.dtype, torch.device], Columns] = {}
+        check_against_reference(self._potential, molecule)
+
+    @property
+    def n_atoms(self) -> int:
+        """Number of atoms."""
+        return self.event_shape[0]
+
+    def _energy(self, x: Tensor) -> Tensor:
+        return _EnergyFunction.apply(x, self._evaluate)
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def _evaluate(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Energies (batch,) and gradients (3, n_atoms, batch) in the precision computed in."""
+        dtype = self.dtype or (x.dtype if x.dtype == torch.float64 else torch.float32)
+        program = self._program(dtype, x.device)
+        results = []
+        for chunk in x.split(chunk_size(self.n_atoms, dtype, x.device)):
+            n = len(chunk)
+            columns = x.new_empty((3, self.n_atoms, -(-n // _LANES) * _LANES), dtype=dtype)
+            columns[..., :n] = chunk.permute(2, 1, 0)
+            columns[..., n:] = columns[..., n - 1 : n]
+            energy, gradient = program(columns)
+            results.append((energy[:n], gradient[..., :n]))
+        if len(results) == 1:
+            return results[0]
+        energies, gradients = zip(*results, strict=True)
+        return torch.cat(energies), torch.cat(gradients, dim=-1)
+
+    def _program(self, dtype: torch.dtype, device: torch.device) -> Columns:
+        key = dtype, device
+        if key not in self._programs:
+            columns = self._potential.to(dtype, device).columns
+            self._programs[key] = _Program(columns) if self.compile else columns
+        return self._programs[key]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_programs": {}}  # compiled code does not travel; it is made anew
+
+    def extra_repr(self) -> str:
+        terms = ", ".join(type(term).__name__ for term in self._potential.terms)
+        return f"n_atoms={self.n_atoms}, terms=({terms}), dtype={self.dtype}, compile={self.compile}"
+
+
+def chunk_size(n_atoms: int, dtype: torch.dtype, device: torch.device) -> int:
+    """How many configurations are evaluated at once."""
+    budget = _PAIR_BYTES["cpu" if device.type == "cpu" else "other"]
+    fitting = budget // (n_atoms * n_atoms * dtype.itemsize)
+    return max(_LANES, fitting // _LANES * _LANES)
+
+
+class _Program:
+    """A function of columns, compiled when first called; eager if that fails."""
+
+    def __init__(self, columns: Columns) -> None:
+        self._eager = columns
+        self._compiled: Columns | None = None
+
+    def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        if self._compiled is None:
+            return self._first_call(x)
+        return self._compiled(x)
+
+    def _first_call(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # torch's own, from modules it imports on the way
+                compiled = compile_columns(self._eager, x)
+                result = compiled(x)
+        except Exception as error:
+            reason = " ".join(str(error).split("\n\n")[0].split())
+            warnings.warn(
+                f"torch.compile failed ({reason}); energies are computed uncompiled, 5 to 10 times "
+                "slower. Install a C++ compiler (g++ or clang++), or pass compile=False",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+            compiled, result = self._eager, self._eager(x)
+        self._compiled = compiled
+        return result
+
+
+def compile_columns(columns: Columns, example: Tensor) -> Columns:
+    """Compile a function of columns for every batch size that is a multiple of the lanes.
+
+    The function is traced first, so that each molecule has code of its own: torch.compile keeps
+    its results by code object, and gives up after eight results for one.
+    """
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    sample = example.new_ones((*example.shape[:2], 2 * _LANES))
+    graph = make_fx(lambda x: columns(x), tracing_mode="symbolic", _allow_non_fake_inputs=True)(sample)
+    program = torch.compile(graph, fullgraph=True)
+
+    def call(x: Tensor) -> tuple[Tensor, Tensor]:
+        torch._dynamo.mark_dynamic(x, 2)
+        return program(x)
+
+    return call
+
+
+class _EnergyFunction(torch.autograd.Function):
+    """Energies forward, gradients backward, both of one evaluation."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, evaluate: Callable[[Tensor], tuple[Tensor, Tensor]]
+    ) -> Tensor:
+        energy, gradient = evaluate(x)
+        if ctx.needs_input_grad[0]:
+            ctx.save_for_backward(x, gradient)
+        return energy.to(x.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None]:
+        x, gradient = ctx.saved_tensors
+        return _GradientFunction.apply(grad_output, gradient, x), None
+
+
+class _GradientFunction(torch.autograd.Function):
+    """The gradient, as a node of its own so that a second derivative is refused, not zero."""
+
+    @staticmethod
+    def forward(ctx: Any, grad_output: Tensor, gradient: Tensor, x: Tensor) -> Tensor:
+        weight = grad_output.to(gradient.dtype)
+        # an infinite force times a zero weight is NaN, but a capped energy means 0
+        weighted = torch.where(weight == 0, 0.0, weight * gradient)
+        return weighted.permute(2, 1, 0).to(x.dtype).contiguous()
+
+    @staticmethod
+    def backward(ctx: Any, *_: Tensor) -> None:
+        raise RuntimeError(
+            "expected first derivatives of a compiled energy, got a request for second ones, which "
+            "it does not have; drop create_graph=True or detach the forces"
+        )
+
+
+def check_against_reference(potential: Potential, molecule: Molecule) -> None:
+    """Compare a potential with OpenMM's Reference platform on perturbed structures.
+
+    Raises:
+        RuntimeError: energies or forces disagree.
+    """
+    import openmm
+
+    noise = np.random.default_rng(0).standard_normal((len(_CHECKED_NOISE), *molecule.positions.shape))
+    x = molecule.positions + np.array(_CHECKED_NOISE)[:, None, None] * noise
+    setup = ContextSetup(openmm.XmlSerializer.serialize(molecule.system), "Reference", {})
+    expected, forces = BatchContext(setup).evaluate(x, forces=True)
+    assert forces is not None
+    with torch.no_grad():
+        energy, gradient = potential.energy_and_gradient(torch.from_numpy(x))
+    scale = np.abs(forces).max(axis=(1, 2))
+    energy_error = np.abs(energy.numpy() - expected) / (np.abs(expected) + 0.1 * scale + 1.0)
+    force_error = np.abs(gradient.numpy() + forces).max(axis=(1, 2)) / (scale + 1.0)
+    worst = float(np.maximum(energy_error, force_error).max())
+    if not worst <= _TOLERANCE:
+        raise RuntimeError(
+            f"expected the compiled energy of {molecule.name} to agree with OpenMM's Reference "
+            f"platform to {_TOLERANCE:g}, got a relative difference of {worst:.3g}; use "
+            "pyrocg.energies.openmm.OpenMMEnergy for this molecule and report this as a bug"
+        )
+
+
+def molecular_energy(molecule: Molecule, engine: str = "auto") -> Energy:
+    """Return the energy of a molecule on the fastest engine that covers its System.
+
+    The result says which engine it is by its class, and why in ``engine_reason``.
+
+    Args:
+        molecule: what to evaluate.
+        engine: ``"compiled"``, ``"openmm"``, or ``"auto"``: compiled if every force of the System
+            has a compiled form, else OpenMM.
+
+    Raises:
+        UnsupportedForceError: the compiled engine was asked for and a force is not covered.
+        ValueError: the engine is unknown.
+    """
+    from pyrocg.energies.openmm import OpenMMEnergy
+
+    if engine == "compiled":
+        return _with_reason(CompiledEnergy(molecule), "asked for")
+    if engine == "openmm":
+        return _with_reason(OpenMMEnergy(molecule), "asked for")
+    if engine != "auto":
+        raise ValueError(f"expected engine 'auto', 'compiled' or 'openmm', got {engine!r}")
+    try:
+        return _with_reason(CompiledEnergy(molecule), "every force has a compiled form")
+    except UnsupportedForceError as error:
+        return _with_reason(OpenMMEnergy(molecule), str(error))
+
+
+def _with_reason(energy: Energy, reason: str) -> Energy:
+    energy.engine_reason = reason
+    return energy

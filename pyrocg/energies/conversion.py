@@ -1,0 +1,178 @@
+"""Terms of an OpenMM System: every force with an energy becomes one term, or is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pyrocg.energies.bonded import HarmonicAngles, HarmonicBonds, PeriodicTorsions, RBTorsions
+from pyrocg.energies.nonbonded import GBSAOBC, Nonbonded
+from pyrocg.energies.terms import Term
+
+__all__ = ["UnsupportedForceError", "terms_of"]
+
+COULOMB = 138.93545764438198
+"""Coulomb's constant as OpenMM has it, kJ/mol nm per squared elementary charge."""
+_DIELECTRIC_OFFSET = 0.009
+_PROBE_RADIUS = 0.14
+
+
+class UnsupportedForceError(ValueError):
+    """A force of a System has no term here; OpenMM itself can still evaluate it."""
+
+
+def terms_of(system: Any) -> tuple[Term, ...]:
+    """Return one term for every force of an OpenMM System that has an energy and is not empty.
+
+    Raises:
+        UnsupportedForceError: a force, named by its class and index, is not covered.
+    """
+    if any(system.isVirtualSite(i) for i in range(system.getNumParticles())):
+        raise UnsupportedForceError(
+            "expected a System without virtual sites, got some; use the OpenMM engine"
+        )
+    converted = (_convert(force, index) for index, force in enumerate(system.getForces()))
+    return tuple(term for term in converted if term is not None)
+
+
+def _convert(force: Any, index: int) -> Term | None:
+    name = type(force).__name__
+    if name == "CMMotionRemover":
+        return None
+    convert = _CONVERTERS.get(name)
+    reason = "it has no compiled form" if convert is None else _periodicity(force)
+    if convert is not None and not reason:
+        try:
+            return convert(force)
+        except UnsupportedForceError as error:
+            reason = str(error)
+    raise UnsupportedForceError(
+        f"expected forces that can be compiled, got {name} (force {index}): {reason}; "
+        "use the OpenMM engine, pyrocg.energies.openmm.OpenMMEnergy"
+    )
+
+
+def _periodicity(force: Any) -> str:
+    return "it uses periodic boundary conditions" if force.usesPeriodicBoundaryConditions() else ""
+
+
+def _table(n: int, row: Callable[[int], Any]) -> tuple[Tensor, Tensor] | None:
+    """Rows of ``force.getXParameters``, split into atoms (n, k) and numbers (n, p)."""
+    if n == 0:
+        return None
+    rows = [[_number(v) for v in row(i)] for i in range(n)]
+    atoms = [[v for v in r if isinstance(v, int)] for r in rows]
+    numbers = [[v for v in r if isinstance(v, float)] for r in rows]
+    return torch.tensor(atoms), torch.tensor(numbers, dtype=torch.float64)
+
+
+def _number(value: Any) -> int | float:
+    """OpenMM's unit system is ours (nm, kJ/mol, rad, e), so a quantity's number is its value."""
+    return float(value._value) if hasattr(value, "_value") else value
+
+
+def _harmonic_bonds(force: Any) -> Term | None:
+    table = _table(force.getNumBonds(), force.getBondParameters)
+    if table is None:
+        return None
+    atoms, (length, stiffness) = table[0], table[1].unbind(1)
+    return HarmonicBonds(atoms, length, stiffness)
+
+
+def _harmonic_angles(force: Any) -> Term | None:
+    table = _table(force.getNumAngles(), force.getAngleParameters)
+    if table is None:
+        return None
+    atoms, (angle, stiffness) = table[0], table[1].unbind(1)
+    return HarmonicAngles(atoms, angle, stiffness)
+
+
+def _rb_torsions(force: Any) -> Term | None:
+    table = _table(force.getNumTorsions(), force.getTorsionParameters)
+    return None if table is None else RBTorsions(*table)
+
+
+def _periodic_torsions(force: Any) -> Term | None:
+    if force.getNumTorsions() == 0:
+        return None
+    torsions = [force.getTorsionParameters(i) for i in range(force.getNumTorsions())]
+    groups = list(dict.fromkeys(tuple(torsion[:4]) for torsion in torsions))
+    row_of = {atoms: row for row, atoms in enumerate(groups)}
+    shape = len(groups), 1 + max(torsion[4] for torsion in torsions)
+    constant, cosines, sines = np.zeros(shape[0]), np.zeros(shape), np.zeros(shape)
+    for *atoms, n, phase, k in torsions:
+        row, delta, barrier = row_of[tuple(atoms)], _number(phase), _number(k)
+        constant[row] += barrier
+        cosines[row, n] += barrier * np.cos(delta)
+        sines[row, n] += barrier * np.sin(delta)
+    return PeriodicTorsions(
+        torch.tensor(groups),
+        torch.from_numpy(constant + cosines[:, 0]),
+        torch.from_numpy(np.ascontiguousarray(cosines[:, 1:])),
+        torch.from_numpy(np.ascontiguousarray(sines[:, 1:])),
+    )
+
+
+def _nonbonded(force: Any) -> Term:
+    if force.getNonbondedMethod() != force.NoCutoff:
+        raise UnsupportedForceError("its nonbonded method is not NoCutoff")
+    if force.getNumParticleParameterOffsets() or force.getNumExceptionParameterOffsets():
+        raise UnsupportedForceError("it has parameter offsets")
+    n = force.getNumParticles()
+    particles = np.array([[_number(v) for v in force.getParticleParameters(i)] for i in range(n)])
+    charge, sigma, epsilon = particles.T
+    products = np.outer(charge, charge)
+    sigmas = 0.5 * (sigma[:, None] + sigma[None, :])
+    epsilons = np.sqrt(epsilon[:, None]) * np.sqrt(epsilon[None, :])
+    for k in range(force.getNumExceptions()):
+        i, j, *values = force.getExceptionParameters(k)
+        for table, value in zip((products, sigmas, epsilons), values, strict=True):
+            table[i, j] = table[j, i] = _number(value)
+    for table in (products, epsilons):
+        np.fill_diagonal(table, 0.0)
+    sigmas[epsilons == 0] = 0.0  # 0 * inf at an overlap would be NaN
+    return Nonbonded(*(torch.from_numpy(t) for t in (COULOMB * products, sigmas, epsilons)))
+
+
+def _gbsa_obc(force: Any) -> Term:
+    if force.getNonbondedMethod() != force.NoCutoff:
+        raise UnsupportedForceError("its nonbonded method is not NoCutoff")
+    n = force.getNumParticles()
+    particles = np.array([[_number(v) for v in force.getParticleParameters(i)] for i in range(n)])
+    charge, radius, factor = particles.T
+    if (radius <= _DIELECTRIC_OFFSET).any():
+        atom = int(np.argmin(radius))
+        raise UnsupportedForceError(f"atom {atom} has a radius of {radius[atom]} nm, below 0.009")
+    rho = radius - _DIELECTRIC_OFFSET
+    inner = np.repeat(rho[:, None], n, axis=1)
+    np.fill_diagonal(inner, 1e3)  # nothing reaches that far: no atom descreens itself
+    outer = np.repeat((factor * rho)[None, :], n, axis=0)
+    solute, solvent = force.getSoluteDielectric(), force.getSolventDielectric()
+    products = _screening(solute, solvent) * np.outer(charge, charge)
+    own = 0.5 * np.diag(products)
+    np.fill_diagonal(products, 0.0)
+    area = 4.0 * np.pi * (radius + _PROBE_RADIUS) ** 2
+    surface = _number(force.getSurfaceAreaEnergy()) * area
+    arrays = (radius, rho, inner, outer, products, own, surface)
+    return GBSAOBC(*(torch.from_numpy(np.ascontiguousarray(a)) for a in arrays))
+
+
+def _screening(solute: float, solvent: float) -> float:
+    """-(1/solute - 1/solvent) times Coulomb's constant; OpenMM takes a zero as "no solvent"."""
+    if solute == 0 or solvent == 0:
+        return 0.0
+    return -COULOMB * (1.0 / solute - 1.0 / solvent)
+
+
+_CONVERTERS: dict[str, Callable[[Any], Term | None]] = {
+    "HarmonicBondForce": _harmonic_bonds,
+    "HarmonicAngleForce": _harmonic_angles,
+    "PeriodicTorsionForce": _periodic_torsions,
+    "RBTorsionForce": _rb_torsions,
+    "NonbondedForce": _nonbonded,
+    "GBSAOBCForce": _gbsa_obc,
+}

@@ -1,0 +1,348 @@
+"""Fit a coarse-grained model by stochastic variational inference, with tempering."""
+
+from __future__ import annotations
+
+import math
+import time
+import warnings
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from pyro.infer import ELBO, Trace_ELBO
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from pyrocg.cgmodel import CoarseGrainedModel
+from pyrocg.checkpoint import load_state, save_state
+from pyrocg.tempering import FixedSchedule, TemperingSchedule, WeightedEnergies
+from pyrocg.weights import ess, log_mean_exp
+
+__all__ = ["FitResult", "fit"]
+
+_COLUMNS = ("step", "t", "loss", "elbo", "log_z", "ess", "latent_information", "energy_calls")
+_MAX_SKIPPED_IN_A_ROW = 100
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """What :func:`fit` returns.
+
+    Attributes:
+        model: the trained model, in its last state; see :meth:`use_best`.
+        steps: number of steps taken, over all resumed runs.
+        stopped: "finished", or "converged" by early stopping.
+        seconds: wall time, over all resumed runs.
+        energy_calls: configurations whose energy was evaluated, over all resumed runs.
+        skipped: steps left out because loss or gradient was not finite.
+        history: columns of the evaluations during training: step, t, loss (mean since the last
+            evaluation, nats per sample), elbo, log_z and ess (fraction) at t,
+            latent_information (see :attr:`Samples.latent_log_ratio`), energy_calls.
+        best_step: step of the best ELBO at t = 1.
+        best_state: the model's state there.
+    """
+
+    model: CoarseGrainedModel
+    steps: int
+    stopped: str
+    seconds: float
+    energy_calls: int
+    skipped: int
+    history: dict[str, list[float]]
+    best_step: int
+    best_state: dict[str, Tensor] = field(repr=False)
+
+    def use_best(self) -> CoarseGrainedModel:
+        """Put the model into its best state and return it."""
+        self.model.load_state_dict(self.best_state)
+        return self.model
+
+
+def fit(
+    model: CoarseGrainedModel,
+    steps: int = 5000,
+    num_samples: int = 256,
+    *,
+    learning_rate: float = 1e-3,
+    optimizer: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer] | None = None,
+    loss: ELBO | None = None,
+    schedule: TemperingSchedule | None = None,
+    clip_norm: float = 100.0,
+    warmup: float = 0.02,
+    evaluate_every: int = 100,
+    evaluate_samples: int = 1024,
+    patience: int | None = None,
+    seed: int = 0,
+    checkpoint: str | Path | None = None,
+    checkpoint_seconds: float = 30.0,
+    progress: bool = True,
+) -> FitResult:
+    r"""Minimise the reverse KL by SVI, while t goes to 1 by a schedule.
+
+    Each step minimises ``loss`` (a Pyro ELBO, divided by ``num_samples``) on fresh samples. The
+    learning rate warms up linearly and falls to zero along a cosine. Steps whose loss or gradient
+    is not finite are left out and counted. With ``checkpoint``, the whole state is written
+    atomically at intervals and at the end; if the file exists the run continues from it and gives
+    the same numbers as one that was never stopped.
+
+    Args:
+        model: trained in place.
+        steps: number of steps.
+        num_samples: samples, and energy calls, in each step.
+        learning_rate: peak learning rate of the default optimiser.
+        optimizer: from parameters to an optimiser; default ``torch.optim.Adam``. Its own learning
+            rates are scaled by warmup and cosine.
+        loss: a Pyro ELBO; default ``Trace_ELBO()``. Not ``TraceMeanField_ELBO``.
+        schedule: of t; default no tempering.
+        clip_norm: bound on the norm of the gradient of all parameters.
+        warmup: fraction of the steps in which the learning rate warms up.
+        evaluate_every: steps between evaluations of ELBO, log Z, ESS (and adaptive tempering).
+        evaluate_samples: samples of each evaluation; their energy calls are counted.
+        patience: stop early when t = 1 and the ELBO has not risen by 0.01 nats above its best for
+            so many evaluations; default never.
+        seed: of the random numbers; the global generators are left as they were.
+        checkpoint: file to write to, and to resume from if it exists.
+        checkpoint_seconds: shortest time between two writes.
+        progress: show a progress bar.
+
+    Raises:
+        ValueError: an argument is out of range.
+        FloatingPointError: 100 steps in a row gave no finite loss and gradient.
+    """
+    _check_arguments(steps, num_samples, learning_rate, evaluate_every, evaluate_samples)
+    schedule = schedule or FixedSchedule()
+    elbo = (loss or Trace_ELBO())(model.model, model.guide)
+    parameters = [p for p in elbo.parameters() if p.requires_grad]
+    if optimizer is None:
+        opt: torch.optim.Optimizer = torch.optim.Adam(parameters, lr=learning_rate)
+    else:
+        opt = optimizer(parameters)
+    run = _Run(
+        model=model,
+        elbo=elbo,
+        parameters=parameters,
+        optimizer=opt,
+        rates=torch.optim.lr_scheduler.LambdaLR(opt, _warmup_cosine(steps, warmup)),
+        schedule=schedule,
+        steps=steps,
+        num_samples=num_samples,
+        clip_norm=clip_norm,
+        evaluate_every=evaluate_every,
+        evaluate_samples=evaluate_samples,
+        patience=patience,
+        checkpoint=None if checkpoint is None else Path(checkpoint),
+        checkpoint_seconds=checkpoint_seconds,
+    )
+    with torch.random.fork_rng(devices=_cuda_devices(parameters)):
+        torch.manual_seed(seed)
+        stopped = run.train(progress)
+    return run.result(stopped)
+
+
+@dataclass
+class _Counters:
+    """The plain numbers that a checkpoint holds."""
+
+    step: int = 0
+    seconds: float = 0.0
+    energy_calls: int = 0
+    skipped: int = 0
+    skipped_in_a_row: int = 0
+    loss_sum: float = 0.0
+    loss_count: int = 0
+    best_step: int = 0
+    best_elbo: float = -math.inf
+    stale_evaluations: int = 0
+    history: dict[str, list[float]] = field(default_factory=lambda: {c: [] for c in _COLUMNS})
+
+
+@dataclass
+class _Run:
+    model: CoarseGrainedModel
+    elbo: nn.Module
+    parameters: list[nn.Parameter]
+    optimizer: torch.optim.Optimizer
+    rates: torch.optim.lr_scheduler.LambdaLR
+    schedule: TemperingSchedule
+    steps: int
+    num_samples: int
+    clip_norm: float
+    evaluate_every: int
+    evaluate_samples: int
+    patience: int | None
+    checkpoint: Path | None
+    checkpoint_seconds: float
+
+    def __post_init__(self) -> None:
+        self.counters = _Counters()
+        self.best_state = self._model_state()
+
+    def train(self, progress: bool) -> str:
+        """Take the steps that are left; return why training stopped."""
+        if self.checkpoint is not None and self.checkpoint.exists():
+            self._restore(load_state(self.checkpoint))
+        else:
+            self.model.temper = self.schedule.start
+        c, energy = self.counters, self.model.target.energy.exact
+        started, calls_before = time.monotonic() - c.seconds, energy.calls - c.energy_calls
+        saved = time.monotonic()
+        bar = tqdm(total=self.steps, initial=c.step, disable=not progress, unit="step")
+        converged = self._converged()
+        with bar:
+            while c.step < self.steps and not converged:
+                self._step()
+                evaluated = c.step % self.evaluate_every == 0 or c.step == self.steps
+                if evaluated:
+                    self._evaluate()
+                    bar.set_postfix_str(self._describe())
+                    converged = self._converged()
+                bar.update()
+                c.seconds = time.monotonic() - started
+                c.energy_calls = energy.calls - calls_before
+                if evaluated:
+                    c.history["energy_calls"][-1] = float(c.energy_calls)
+                if time.monotonic() - saved > self.checkpoint_seconds:
+                    self._save()
+                    saved = time.monotonic()
+        self._save()
+        return "converged" if converged else "finished"
+
+    def _step(self) -> None:
+        c = self.counters
+        if not self.schedule.needs_samples:
+            self.model.temper = self.schedule.next(self.model.temper, c.step / self.steps)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss = self.elbo(self.num_samples) / self.num_samples
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(self.parameters, self.clip_norm)
+        value = float(loss.detach())
+        if math.isfinite(value) and math.isfinite(float(norm)):
+            self.optimizer.step()
+            c.loss_sum, c.loss_count, c.skipped_in_a_row = c.loss_sum + value, c.loss_count + 1, 0
+        else:
+            c.skipped, c.skipped_in_a_row = c.skipped + 1, c.skipped_in_a_row + 1
+            if c.skipped_in_a_row >= _MAX_SKIPPED_IN_A_ROW:
+                raise FloatingPointError(
+                    f"expected finite losses, got none in {_MAX_SKIPPED_IN_A_ROW} steps in a row; "
+                    "start from minima, begin at a smaller t, or wrap the energy in CappedEnergy"
+                )
+        self.rates.step()
+        c.step += 1
+
+    def _evaluate(self) -> None:
+        c, t = self.counters, self.model.temper
+        samples = self.model.sample(self.evaluate_samples, exact=False)
+        log_w = samples.log_weights.double()
+        log_w = log_w.nan_to_num(nan=-math.inf, posinf=-math.inf, neginf=-math.inf)
+        finite = log_w[torch.isfinite(log_w)]
+        elbo = float(finite.mean()) if len(finite) else -math.inf
+        row = {
+            "step": c.step,
+            "t": t,
+            "loss": c.loss_sum / c.loss_count if c.loss_count else math.nan,
+            "elbo": elbo,
+            "log_z": float(log_mean_exp(log_w)),
+            "ess": float(ess(log_w)) if len(finite) else 0.0,
+            "latent_information": float(samples.latent_log_ratio.mean()),
+            "energy_calls": c.energy_calls,
+        }
+        for column, value in row.items():
+            c.history[column].append(float(value))
+        c.loss_sum, c.loss_count = 0.0, 0
+        if t == 1.0:
+            self._note_best(elbo)
+        if self.schedule.needs_samples:
+            weighted = WeightedEnergies(samples.reduced_energy, samples.log_weights)
+            self.model.temper = self.schedule.next(t, c.step / self.steps, weighted)
+
+    def _note_best(self, elbo: float) -> None:
+        c = self.counters
+        c.stale_evaluations = 0 if elbo > c.best_elbo + 0.01 else c.stale_evaluations + 1
+        if elbo > c.best_elbo:
+            c.best_elbo, c.best_step, self.best_state = elbo, c.step, self._model_state()
+
+    def _converged(self) -> bool:
+        return self.patience is not None and self.counters.stale_evaluations >= self.patience
+
+    def _describe(self) -> str:
+        last = {name: column[-1] for name, column in self.counters.history.items()}
+        return f"t={last['t']:.3g} ELBO={last['elbo']:.2f} ESS={100 * last['ess']:.1f}%"
+
+    def _model_state(self) -> dict[str, Tensor]:
+        return {name: value.clone() for name, value in self.model.state_dict().items()}
+
+    def _save(self) -> None:
+        if self.checkpoint is not None:
+            state = {
+                "model": self.model.state_dict(),
+                "best": self.best_state,
+                "optimizer": self.optimizer.state_dict(),
+                "rates": self.rates.state_dict(),
+                "counters": asdict(self.counters),
+                "random": torch.get_rng_state(),
+                "cuda_random": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+            }
+            save_state(self.checkpoint, state)
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        self.model.load_state_dict(state["model"])
+        self.best_state = state["best"]
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.rates.load_state_dict(state["rates"])
+        self.counters = _Counters(**state["counters"])
+        torch.set_rng_state(state["random"])
+        if state["cuda_random"]:
+            torch.cuda.set_rng_state_all(state["cuda_random"])
+
+    def result(self, stopped: str) -> FitResult:
+        """Collect what the user gets, and warn of what went wrong."""
+        c = self.counters
+        information = c.history["latent_information"]
+        if information and information[-1] < 0.05:
+            warnings.warn(
+                f"the encoder learned almost nothing: {information[-1]:.3f} nats of information "
+                "about u in z (z-collapse); use a decoder with less freedom given z, or more modes "
+                "in the prior",
+                stacklevel=3,
+            )
+        return FitResult(
+            model=self.model,
+            steps=c.step,
+            stopped=stopped,
+            seconds=c.seconds,
+            energy_calls=c.energy_calls,
+            skipped=c.skipped,
+            history=c.history,
+            best_step=c.best_step,
+            best_state=self.best_state,
+        )
+
+
+def _check_arguments(
+    steps: int, num_samples: int, learning_rate: float, evaluate_every: int, evaluate_samples: int
+) -> None:
+    counts = {
+        "steps": steps,
+        "num_samples": num_samples,
+        "evaluate_every": evaluate_every,
+        "evaluate_samples": evaluate_samples,
+    }
+    for name, value in counts.items():
+        if value < 1:
+            raise ValueError(f"expected {name} of at least 1, got {value}")
+    if not learning_rate > 0:
+        raise ValueError(f"expected a learning rate above 0, got {learning_rate}")
+
+
+def _warmup_cosine(steps: int, warmup: float) -> Callable[[int], float]:
+    def factor(step: int) -> float:
+        rise = min(1.0, (step + 1) / max(1.0, warmup * steps))
+        return rise * 0.5 * (1.0 + math.cos(math.pi * min(1.0, step / steps)))
+
+    return factor
+
+
+def _cuda_devices(parameters: list[nn.Parameter]) -> list[int]:
+    return sorted({p.device.index or 0 for p in parameters if p.device.type == "cuda"})

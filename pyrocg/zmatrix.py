@@ -1,0 +1,343 @@
+"""Which atom is placed from which: the spanning tree of a molecule's bonds as a Z-matrix."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:  # importing OpenMM takes a second and only the type is needed
+    from pyrocg.molecules import Molecule
+
+__all__ = [
+    "Backbone",
+    "Row",
+    "ZMatrix",
+    "build_zmatrix",
+    "choose_frame",
+    "find_backbone",
+    "keeps_sign",
+]
+
+HYDROGEN = frozenset({"H", "D", "T"})
+# elements whose three-coordinate pyramid does not invert, so that it can be a stereocentre
+FIRM_PYRAMIDS = frozenset({"P", "S", "As", "Se", "Te", "Sb", "Si", "Ge"})
+MINIMUM_SINE = 0.05  # an angle closer to a line than 3 degrees does not define a torsion
+
+
+@dataclass(frozen=True)
+class Row:
+    """One atom, placed by a bond to ``parent``, an angle to ``grandparent`` and a dihedral.
+
+    The dihedral turns about the axis grandparent -> parent and is counted from ``reference``.
+    An atom with an earlier sibling (``first``) has a phase to that sibling instead.
+    """
+
+    atom: int
+    parent: int
+    grandparent: int
+    reference: int
+    first: int | None = None
+
+
+@dataclass(frozen=True)
+class ZMatrix:
+    """Rows in the order of the coordinates: torsions, rotors, phases, rotor phases.
+
+    Args:
+        frame: atoms 0, 1, 2 of the molecular frame, bonded 0-1-2.
+        torsions: first siblings, each with a torsion of its own.
+        rotors: first hydrogens of groups with three interchangeable ones.
+        phases: further siblings.
+        seconds: second hydrogen of each rotor, at a positive phase to the first.
+        thirds: third hydrogen of each rotor, at a negative phase.
+    """
+
+    frame: tuple[int, int, int]
+    torsions: tuple[Row, ...]
+    rotors: tuple[Row, ...]
+    phases: tuple[Row, ...]
+    seconds: tuple[Row, ...]
+    thirds: tuple[Row, ...]
+
+    @property
+    def rows(self) -> tuple[Row, ...]:
+        """All atoms outside the frame."""
+        return self.torsions + self.rotors + self.phases + self.seconds + self.thirds
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of bonds, angles, phases and torsions, in this order, by atom indices."""
+        zero, one, two = self.frame
+        names = [f"bond_{one}_{zero}", f"bond_{two}_{one}"]
+        names += [f"bond{mode}_{r.atom}_{r.parent}" for mode, r in self._modes]
+        names += [f"angle_{two}_{one}_{zero}"]
+        names += [f"angle{mode}_{r.atom}_{r.parent}_{r.grandparent}" for mode, r in self._modes]
+        for mode, r in self._modes:
+            if r.first is not None:
+                names.append(f"phase{mode}_{r.atom}_{r.parent}_{r.grandparent}_{r.first}")
+        for kind, group in (("torsion", self.torsions), ("rotor", self.rotors)):
+            names += [f"{kind}_{r.atom}_{r.parent}_{r.grandparent}_{r.reference}" for r in group]
+        return tuple(names)
+
+    @property
+    def _modes(self) -> list[tuple[str, Row]]:
+        """Rows with a suffix for rotors, whose three hydrogens share a mean and two modes."""
+        groups = {
+            "": self.torsions,
+            "_mean": self.rotors,
+            " ": self.phases,
+            "_cos": self.seconds,
+            "_sin": self.thirds,
+        }
+        return [(mode.strip(), row) for mode, group in groups.items() for row in group]
+
+    def aliases(self, backbone: Backbone) -> dict[str, str]:
+        """Return the coordinate's name for each backbone torsion, such as ``phi``."""
+        named = {tuple(name.split("_")[1:]): name for name in self.names}
+        aliases = {}
+        for alias, atoms in backbone.torsions.items():
+            forward = tuple(map(str, atoms))
+            for key in (forward, forward[::-1]):
+                if named.get(key, "").startswith("torsion"):
+                    aliases[alias] = named[key]
+        return aliases
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """The peptide backbone: atoms that lead the torsions, N-CA-C triples and named torsions."""
+
+    atoms: frozenset[int]
+    residues: tuple[tuple[int, int, int], ...]
+    torsions: dict[str, tuple[int, int, int, int]]
+
+
+def neighbours(n_atoms: int, bonds: Iterable[tuple[int, int]]) -> list[list[int]]:
+    """Return the sorted neighbours of every atom."""
+    adjacent: list[set[int]] = [set() for _ in range(n_atoms)]
+    for i, j in bonds:
+        adjacent[i].add(j)
+        adjacent[j].add(i)
+    return [sorted(a) for a in adjacent]
+
+
+def find_backbone(molecule: Molecule) -> Backbone:
+    """Find the peptide backbone by atom names; empty for a molecule without one.
+
+    ``phi_k`` and ``psi_k`` belong to the k-th residue with N, CA and C (caps are not counted),
+    ``omega_k`` to the k-th peptide bond; a name that occurs once is also known without its number.
+    """
+    atoms = list(molecule.topology.atoms())
+    names = [a.name for a in atoms]
+    residue = [a.residue.index for a in atoms]
+    adjacent = neighbours(len(atoms), molecule.bonds)
+
+    def bonded(atom: int, allowed: Sequence[str], same: bool = True) -> int | None:
+        found = [
+            b
+            for b in adjacent[atom]
+            if names[b] in allowed and (residue[b] == residue[atom]) == same
+        ]
+        return found[0] if found else None
+
+    torsions: dict[str, tuple[int, int, int, int]] = {}
+    residues: list[tuple[int, int, int]] = []
+    peptide_bonds: list[tuple[int, int]] = []
+    for alpha in (i for i, name in enumerate(names) if name == "CA"):
+        amine, carbonyl = bonded(alpha, ["N"]), bonded(alpha, ["C"])
+        if amine is None or carbonyl is None:
+            continue
+        residues.append((amine, alpha, carbonyl))
+        k = len(residues)
+        before, after = bonded(amine, ["C"], same=False), bonded(carbonyl, ["N"], same=False)
+        if before is not None:
+            torsions[f"phi_{k}"] = (before, amine, alpha, carbonyl)
+            peptide_bonds.append((before, amine))
+        if after is not None:
+            torsions[f"psi_{k}"] = (amine, alpha, carbonyl, after)
+            peptide_bonds.append((carbonyl, after))
+    for k, (carbonyl, amine) in enumerate(dict.fromkeys(peptide_bonds), start=1):
+        left, right = bonded(carbonyl, ["CA", "CH3"]), bonded(amine, ["CA", "CH3", "C"])
+        if left is not None and right is not None:
+            torsions[f"omega_{k}"] = (left, carbonyl, amine, right)
+    for kind in ("phi", "psi", "omega"):
+        numbered = [name for name in torsions if name.startswith(f"{kind}_")]
+        if len(numbered) == 1:
+            torsions[kind] = torsions[numbered[0]]
+    members = {a for t in torsions.values() for a in t} | {a for r in residues for a in r}
+    return Backbone(frozenset(members), tuple(residues), torsions)
+
+
+def sine(positions: NDArray[np.float64], i: int, j: int, k: int) -> float:
+    """Return the sine of the angle i-j-k, 0 for coincident atoms."""
+    a, b = positions[i] - positions[j], positions[k] - positions[j]
+    lengths = float(np.linalg.norm(a) * np.linalg.norm(b))
+    return float(np.linalg.norm(np.cross(a, b))) / lengths if lengths > 0 else 0.0
+
+
+def choose_frame(molecule: Molecule) -> tuple[int, int, int]:
+    """Choose three bonded atoms, not in line, near the centre of the molecule.
+
+    For a peptide these are N, CA, C of the central residue. Otherwise the middle atom is the most
+    central one; the centre of a methyl is avoided, so that its three wells can be folded into one.
+    """
+    residues = find_backbone(molecule).residues
+    if residues:
+        return residues[len(residues) // 2]
+    positions = np.asarray(molecule.positions, dtype=np.float64)
+    adjacent = neighbours(len(positions), molecule.bonds)
+    heavy = [s not in HYDROGEN for s in molecule.symbols]
+    best: tuple[tuple[float, ...], tuple[int, int, int]] | None = None
+    for middle, around in enumerate(adjacent):
+        if len(around) < 2:
+            continue
+        remoteness = sum(_distances(adjacent, middle))
+        hydrogens = sum(not heavy[b] for b in around)
+        size = {b: (heavy[b], len(adjacent[b])) for b in around}
+        for i in around:
+            for k in around:
+                if i == k or sine(positions, i, middle, k) < MINIMUM_SINE:
+                    continue
+                weight = heavy[i] + heavy[middle] + heavy[k]
+                key = (weight, hydrogens < 3, -remoteness, size[i] >= size[k], -middle, -i, -k)
+                if best is None or key > best[0]:
+                    best = (key, (i, middle, k))
+    if best is None:
+        raise ValueError(
+            f"expected three bonded atoms that are not in line, got none in {molecule.name}; "
+            "a linear molecule has no internal frame"
+        )
+    return best[1]
+
+
+def _distances(adjacent: Sequence[Sequence[int]], start: int) -> list[int]:
+    """Return the number of bonds from ``start`` to every atom."""
+    distance = {start: 0}
+    todo = [start]
+    for atom in todo:
+        for b in adjacent[atom]:
+            if b not in distance:
+                distance[b] = distance[atom] + 1
+                todo.append(b)
+    return list(distance.values())
+
+
+def _spanning_tree(
+    molecule: Molecule, adjacent: Sequence[Sequence[int]], frame: tuple[int, int, int]
+) -> dict[int, int]:
+    """Return the parent of every atom outside the frame, by the shortest path to the frame.
+
+    Bonds between residues other than along the backbone (disulfide bridges) count as long, so
+    that the tree follows the backbone and its torsions stay coordinates.
+    """
+    residue = [a.residue.index for a in molecule.topology.atoms()]
+    backbone = find_backbone(molecule).atoms
+    parent: dict[int, int] = {}
+    done: set[int] = set()
+    # the frame's atoms cost nothing; the middle one comes last, so a ring opens opposite to it
+    heap = [(0, order, a, -1) for order, a in enumerate(frame)]
+    while heap:
+        cost, order, atom, source = heapq.heappop(heap)
+        if atom in done:
+            continue
+        done.add(atom)
+        if source >= 0:
+            parent[atom] = source
+        for b in adjacent[atom]:
+            if b not in done and b not in frame:
+                bridge = residue[b] != residue[atom] and not {atom, b} <= backbone
+                heapq.heappush(heap, (cost + 1 + bridge * len(adjacent), order, b, atom))
+    return parent
+
+
+def build_zmatrix(molecule: Molecule, fold_rotors: bool = True) -> ZMatrix:
+    """Build the Z-matrix of a molecule (which is connected) of at least three atoms.
+
+    Siblings (atoms bonded to the same parent, outside the way back to the frame) are ordered:
+    backbone first, heavy before hydrogen, larger branch before smaller. The first one has the
+    torsion, the others phases to it.
+
+    Args:
+        molecule: topology, bonds, symbols and reference positions.
+        fold_rotors: give groups with three interchangeable hydrogens the rows of a rotor.
+
+    Raises:
+        ValueError: fewer than three atoms, or no frame because all are in line.
+    """
+    symbols, n_atoms = molecule.symbols, len(molecule.symbols)
+    if n_atoms < 3:
+        raise ValueError(f"expected at least 3 atoms, got {n_atoms} in {molecule.name}")
+    adjacent = neighbours(n_atoms, molecule.bonds)
+    frame = choose_frame(molecule)
+    parent = _spanning_tree(molecule, adjacent, frame)
+    backbone = find_backbone(molecule).atoms
+    size = [1] * n_atoms
+    for atom in reversed(parent):  # atoms were reached in the order of their distance
+        size[parent[atom]] += size[atom]
+    zero, one, two = frame
+    above = parent | {zero: one, one: zero, two: one}
+    children: dict[int, list[int]] = {}
+    for atom, p in parent.items():
+        children.setdefault(p, []).append(atom)
+    rank = lambda a: (a not in backbone, symbols[a] in HYDROGEN, -size[a], a)  # noqa: E731
+    torsions: list[Row] = []
+    rotors: list[Row] = []
+    phases: list[Row] = []
+    seconds: list[Row] = []
+    thirds: list[Row] = []
+    for p, unordered in children.items():
+        group = sorted(unordered, key=rank)
+        g = above[p]
+        if p == one:
+            phases += [Row(a, p, g, two, two) for a in group]
+            continue
+        reference = two if p == zero else above[g]
+        first = Row(group[0], p, g, reference)
+        others = [Row(a, p, g, reference, group[0]) for a in group[1:]]
+        same = len({symbols[a] for a in group} & HYDROGEN) == 1 == len({symbols[a] for a in group})
+        if fold_rotors and len(group) == 3 and len(adjacent[p]) == 4 and same:
+            if _turns_left(molecule.positions, first, others[0].atom):
+                others.reverse()
+            rotors.append(first)
+            seconds.append(others[0])
+            thirds.append(others[1])
+        else:
+            torsions.append(first)
+            phases += others
+    return ZMatrix(
+        frame, tuple(torsions), tuple(rotors), tuple(phases), tuple(seconds), tuple(thirds)
+    )
+
+
+def keeps_sign(molecule: Molecule, row: Row) -> bool:
+    """Whether the phase of a further sibling may not change its sign: the centre is chiral.
+
+    That is so for a centre with four or more neighbours, and for the firm pyramids of the heavier
+    elements; a planar centre and the nitrogen of an amine, which inverts, are free.
+    """
+    count = sum(row.parent in bond for bond in molecule.bonds)
+    return count > 3 or molecule.symbols[row.parent] in FIRM_PYRAMIDS
+
+
+def handed_neighbour(molecule: Molecule, frame: tuple[int, int, int]) -> int | None:
+    """Return the heaviest neighbour of the middle atom off the frame, if it can be chiral."""
+    adjacent = neighbours(len(molecule.symbols), molecule.bonds)
+    around = adjacent[frame[1]]
+    if len(around) < 4 or not {frame[0], frame[2]} <= set(around):
+        return None
+    return max(
+        (a for a in around if a not in frame),
+        key=lambda a: (molecule.symbols[a] not in HYDROGEN, len(adjacent[a]), -a),
+    )
+
+
+def _turns_left(positions: NDArray[np.float64], first: Row, second: int) -> bool:
+    """Whether the second atom is at a negative phase to the first."""
+    x = np.asarray(positions, dtype=np.float64)
+    axis = x[first.parent] - x[first.grandparent]
+    return bool(axis @ np.cross(x[first.atom] - x[first.parent], x[second] - x[first.parent]) < 0)
