@@ -18,6 +18,7 @@ _PUBLIC = {
     "energies.toy": ("DoubleWell", "GaussianMixture", "Harmonic", "ManyWell", "MuellerBrown"),
     "target": ("BoltzmannTarget",),
     "coordinates": ("CartesianCoordinates", "IdentityCoordinates", "InternalCoordinates"),
+    "basins": ("Basins", "find_basins"),
     "distributions": ("MixedNormal", "StratifiedCategorical", "WrappedNormal"),
     "priors": (
         "GaussianMixturePrior",

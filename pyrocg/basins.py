@@ -46,6 +46,38 @@ class Basins:
         n = self.u.shape[-1]
         return 0.5 * (n * math.log(2 * math.pi) + torch.logdet(self.covariance)) - self.value
 
+    def linear_gaussian(
+        self, latent_dim: int, circular: Tensor, share: float
+    ) -> tuple[Tensor, Tensor]:
+        r"""Split each covariance into what z explains and the rest, :math:`\Sigma = W^T W + R`.
+
+        The leading ``latent_dim`` principal axes of the covariance of :attr:`columns` get the
+        fraction ``share`` of their variance from z; the other coordinates follow by regression.
+        Standard deviations of circular coordinates are bounded by 2.2 rad, where a wrapped normal
+        density is flat to 10 %.
+
+        Args:
+            latent_dim: dimension of z.
+            circular: which coordinates are circular, shape ``(n_coordinates,)``.
+            share: in (0, 1).
+
+        Returns:
+            W, shape ``(n_basins, latent_dim, n_coordinates)``, and R, shape
+            ``(n_basins, n_coordinates, n_coordinates)``.
+        """
+        if not 0 < share < 1:
+            raise ValueError(f"expected a share in (0, 1), got {share}")
+        scale = self.covariance.diagonal(dim1=-2, dim2=-1).sqrt()
+        shrink = torch.where(circular, (2.2 / scale).clamp(max=1.0), torch.ones_like(scale))
+        covariance = shrink[:, :, None] * self.covariance * shrink[:, None, :]
+        rows = covariance[:, self.columns]
+        values, vectors = torch.linalg.eigh(rows[:, :, self.columns])
+        n = min(latent_dim, len(self.columns))
+        top = (share / values[:, -n:].flip(-1)).sqrt().unsqueeze(1) * vectors[:, :, -n:].flip(-1)
+        loadings = self.covariance.new_zeros(len(self), latent_dim, len(circular))
+        loadings[:, :n] = top.mT @ rows
+        return loadings, covariance - loadings.mT @ loadings
+
 
 def find_basins(
     target: BoltzmannTarget,
@@ -125,10 +157,10 @@ def _starts(
     uniform = uniform.clamp(1e-6, 1 - 1e-6)
     normal = spread * math.sqrt(2.0) * torch.erfinv(2 * uniform - 1)
     angle = math.pi * (2 * uniform - 1)
-    starts = coordinates.reference.double().cpu().repeat(n, 1)
+    starts = coordinates.origin.double().cpu().repeat(n, 1)
     columns = columns.cpu()
     starts[:, columns] = torch.where(coordinates.circular.cpu()[columns], angle, normal)
-    return starts.to(coordinates.reference.device)
+    return starts.to(coordinates.origin.device)
 
 
 def _potential(target: BoltzmannTarget, coordinates: Coordinates, u: Tensor) -> Tensor:

@@ -21,6 +21,7 @@ Source: Schöberl, Zabaras and Koutsourelakis (2020), arXiv:2002.10148, equation
 from __future__ import annotations
 
 import weakref
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,8 +33,11 @@ from pyro.poutine.runtime import am_i_wrapped, effectful
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor, nn
 
+from pyrocg.basins import Basins, find_basins
 from pyrocg.coordinates import Coordinates
-from pyrocg.priors import PriorProgram, as_prior
+from pyrocg.decoders import CouplingDecoder
+from pyrocg.encoders import BasinPartition, MixtureEncoder, PartitionEncoder
+from pyrocg.priors import PriorProgram, StandardNormalPrior, StratifiedPrior, as_prior
 from pyrocg.target import BoltzmannTarget
 
 __all__ = ["CoarseGrainedModel", "ExtendedTarget", "Generator", "Samples"]
@@ -137,6 +141,11 @@ class Samples:
     reduced_energy: Tensor
     latent_log_ratio: Tensor
 
+    def to(self, device: torch.device | str) -> Samples:
+        """Return the same samples on another device."""
+        moved = {k: v.to(device) for k, v in vars(self).items() if k != "latents"}
+        return Samples(latents={k: v.to(device) for k, v in self.latents.items()}, **moved)
+
 
 class CoarseGrainedModel(nn.Module):
     r"""A generative model of a Boltzmann density with collective variables z.
@@ -187,6 +196,61 @@ class CoarseGrainedModel(nn.Module):
         prior = as_prior(prior)
         self.guide = Generator(prior, decoder)
         self.model = ExtendedTarget(target, coordinates, encoder, prior)
+
+    @classmethod
+    def from_basins(
+        cls,
+        target: BoltzmannTarget,
+        coordinates: Coordinates,
+        basins: Basins | None = None,
+        *,
+        latent_dim: int = 2,
+        share: float = 0.3,
+        concentration: float = 4.0,
+        n_couplings: int = 6,
+        hidden: Sequence[int] = (128, 128),
+        n_modes: int = 4,
+    ) -> CoarseGrainedModel:
+        """Build the recommended model: a mixture latent with one component for each basin.
+
+        The basins are found from the force field alone and no component can leave its own, so
+        none is lost: :class:`~pyrocg.priors.StratifiedPrior`,
+        :class:`~pyrocg.decoders.CouplingDecoder` and :class:`~pyrocg.encoders.PartitionEncoder`,
+        all started at the Laplace approximation of the basins.
+
+        Args:
+            target: the Boltzmann density.
+            coordinates: reduced coordinates of the same molecule.
+            basins: default :func:`~pyrocg.basins.find_basins`.
+            latent_dim: dimension of z in each component.
+            share: fraction of the basins' variance that z explains at the start, in (0, 1).
+            concentration: of the partition into basins, see
+                :class:`~pyrocg.encoders.BasinPartition`; per variance unit where not circular.
+            n_couplings: coupling layers of the decoder.
+            hidden: hidden layers of each coupling, and of the encoder.
+            n_modes: Gaussians of the encoder.
+        """
+        basins = basins or find_basins(target, coordinates)
+        circular, columns = coordinates.circular, basins.columns
+        loadings, residual = basins.linear_gaussian(latent_dim, circular, share)
+        decoder = CouplingDecoder(circular, latent_dim, len(basins), n_couplings, hidden)
+        decoder.start_linear(basins.u, loadings, residual)
+        encoder = MixtureEncoder(circular, latent_dim, n_modes, hidden, len(basins))
+        variance = residual.diagonal(dim1=-2, dim2=-1)
+        encoder.start_posterior(basins.u, loadings, variance, columns)
+        width = basins.covariance.diagonal(dim1=-2, dim2=-1)[:, columns].mean(0)
+        kappa = torch.where(circular[columns], concentration, 1.0 / width)
+        dtype = coordinates.origin.dtype
+        partition = BasinPartition(
+            basins.u[:, columns].to(dtype), columns, circular, kappa.to(dtype)
+        )
+        return cls(
+            target,
+            coordinates,
+            prior=StratifiedPrior(len(basins), StandardNormalPrior(latent_dim)),
+            decoder=decoder,
+            encoder=PartitionEncoder(partition, encoder),
+        ).to(circular.device)
 
     @property
     def target(self) -> BoltzmannTarget:

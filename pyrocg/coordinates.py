@@ -16,6 +16,7 @@ from pyrocg.rotors import collect, collect_gaps, spread, spread_gaps
 from pyrocg.zmatrix import (
     MINIMUM_SINE,
     Row,
+    ZMatrix,
     build_zmatrix,
     choose_frame,
     find_backbone,
@@ -41,9 +42,15 @@ class Coordinates(nn.Module, ABC):
         event_shape: shape of one configuration x.
         names: a name for every coordinate.
         circular: which coordinates are circular, shape ``(n_coordinates,)``; default none.
+
+    Attributes:
+        origin: the reference configuration in reduced coordinates, shape ``(n_coordinates,)``.
+        rotatable: indices of the circular coordinates that tell conformations apart.
     """
 
     circular: Tensor
+    origin: Tensor
+    rotatable: Tensor
 
     def __init__(
         self,
@@ -56,7 +63,9 @@ class Coordinates(nn.Module, ABC):
         self.names = tuple(names)
         if circular is None:
             circular = torch.zeros(len(self.names), dtype=torch.bool)
-        self.register_buffer("circular", circular)
+        self.register_buffer("circular", circular, persistent=False)
+        self.register_buffer("origin", torch.zeros(len(self.names)), persistent=False)
+        self.register_buffer("rotatable", circular.nonzero()[:, 0], persistent=False)
 
     @property
     def n_coordinates(self) -> int:
@@ -295,35 +304,47 @@ class InternalCoordinates(Coordinates):
         self.n_torsions, self.n_rotors = n_torsions, len(zmatrix.rotors)
         plain = len(names) - n_torsions
         self._splits = (plain - 2 * self.n_rotors, plain, len(names) - self.n_rotors)
+        self._index_rows(zmatrix)
+        self._set_reference(molecule, zmatrix)
+        positions = torch.tensor(molecule.positions, dtype=torch.float64)
+        self.origin = self.inverse(positions)[0].to(torch.get_default_dtype())
+        amides = {index for alias, index in self.aliases.items() if alias.startswith("omega")}
+        turning = range(self.n_coordinates - self.n_torsions, self.n_coordinates - self.n_rotors)
+        self.rotatable = torch.tensor([i for i in turning if i not in amides], dtype=torch.long)
+
+    def _index_rows(self, zmatrix: ZMatrix) -> None:
+        """Set the buffers that say which row is which atom."""
         zero, one, two = zmatrix.frame
-        atoms = [zero, one, two, *(row.atom for row in rows)]
+        rows = [Row(one, zero, two, two), Row(two, one, zero, zero), *zmatrix.rows]
+        atoms = [zero, *(row.atom for row in rows)]
         place = {atom: i for i, atom in enumerate(atoms)}
         firsts = [place[row.first] for row in rows if row.first is not None]
-        self.placement = Placement([1, *(place[row.parent] for row in rows)], firsts)
-        table = [Row(one, zero, two, two), Row(two, one, zero, zero), *rows]
-        indices = [(r.atom, r.parent, r.grandparent, r.reference) for r in table]
+        self.placement = Placement([place[row.parent] for row in rows[1:]], firsts)
+        table = [(row.atom, row.parent, row.grandparent, row.reference) for row in rows]
         hydrogens = (zmatrix.rotors, zmatrix.seconds, zmatrix.thirds)
         rotors = [[row.atom for row in group] for group in hydrogens]
         bonds = torch.tensor([[place[a] - 1 for a in group] for group in rotors], dtype=torch.long)
         for name, tensor in {
-            "rows": torch.tensor(indices).T.contiguous(),
+            "rows": torch.tensor(table).T.contiguous(),
             "order": torch.tensor(atoms).argsort(),
             "first": torch.tensor([f - 2 for f in firsts], dtype=torch.long),
             "rotors": torch.tensor(rotors, dtype=torch.long),
-            "rotor_rows": torch.cat((bonds, bonds + len(table) - 1), 1),  # and their angles
+            "rotor_rows": torch.cat((bonds, bonds + len(rows) - 1), 1),  # and their angles
         }.items():
             self.register_buffer(name, tensor, persistent=False)
+
+    def _set_reference(self, molecule: Molecule, zmatrix: ZMatrix) -> None:
+        """Put the intervals and the wells of the rotors around the reference structure."""
         reference = torch.tensor(molecule.positions, dtype=torch.float64).unsqueeze(0)
         r, theta, torsion, phase = self._measure(reference)
         self._check_reference(r[:, 0], theta[:, 0])
-        _, mean = self._gaps(torsion, phase)
-        self.register_buffer("rotor_mean", mean)
+        self.register_buffer("rotor_mean", self._gaps(torsion, phase)[1])
+        bent = torch.cat((r, theta))  # the hydrogens of a rotor share their intervals
+        bent[self.rotor_rows] = bent[self.rotor_rows].mean(0, keepdim=True).expand(3, -1, -1)
+        r, theta = bent[:, 0].tensor_split((len(r),))
         signed = [keeps_sign(molecule, row) for row in zmatrix.phases]
         keep = torch.tensor(signed, dtype=torch.bool)
-        bent = torch.cat((r, theta))
-        bent[self.rotor_rows] = bent[self.rotor_rows].mean(0, keepdim=True).expand(3, -1, -1)
-        r, theta = bent.tensor_split((len(r),))
-        self.intervals = around_reference(r[:, 0], theta[:, 0], phase[: len(signed), 0], keep)
+        self.intervals = around_reference(r, theta, phase[: len(signed), 0], keep)
 
     def index(self, name: str) -> int:
         """Return the column of a coordinate, by its name or as ``phi``, ``psi_2``, ``omega_1``.

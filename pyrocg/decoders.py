@@ -15,12 +15,10 @@ from pyro.distributions import TorchDistribution, constraints
 from torch import Tensor, nn
 
 from pyrocg.distributions import MixedNormal, wrap, wrapped_normal_log_prob
-from pyrocg.encoders import _log_variance
-from pyrocg.networks import MLP
+from pyrocg.networks import MLP, ConstantOutput, constant_or_mlp
 
 __all__ = ["CouplingDecoder", "GaussianDecoder"]
 
-_WIDEST = 2.2  # rad; a wrapped normal of this scale is flat to 10 %
 
 
 class GaussianDecoder(nn.Module):
@@ -56,7 +54,7 @@ class GaussianDecoder(nn.Module):
         n_in = 2 * latent_dim if circular_latent else latent_dim
         self.circular_latent = circular_latent
         self.mean = MLP(n_in, hidden, len(circular), activations)
-        self.log_variance = _log_variance(variance, n_in, hidden, len(circular), activations)
+        self.log_variance = constant_or_mlp(variance, n_in, hidden, len(circular), activations)
         self.initial_log_variance = initial_log_variance
 
     def forward(self, z: Tensor) -> MixedNormal:
@@ -76,11 +74,11 @@ class CouplingDecoder(nn.Module):
 
     .. math::
         \tau &= c_k + B_k z + m(z, k) + \sigma(z, k)\, \epsilon_\tau \pmod{2\pi} \\
-        v &= a_k + A_k \sin(\tau - c_k) + L_k\, f(\epsilon_v;\, \tau, z, k)
+        v &= a_k + A_k \sin(\tau - c_k) + C_k z + L_k\, f(\epsilon_v;\, \tau, z, k)
 
     with f a chain of affine couplings (Dinh, Sohl-Dickstein and Bengio 2017) with bounded log
-    scales, starting at the identity. The constants start at the Laplace approximation of each
-    basin (:meth:`start_laplace`), so that training begins close to the answer.
+    scales, starting at the identity. :meth:`start_linear` sets the constants, for instance to the
+    Laplace approximation of each basin, so that training begins close to the answer.
 
     Args:
         circular: which coordinates are circular, shape ``(n_coordinates,)``.
@@ -120,11 +118,14 @@ class CouplingDecoder(nn.Module):
         self.register_buffer("real_centres", torch.zeros(groups, n_real))
         self.register_buffer("scale_tril", torch.eye(n_real).repeat(groups, 1, 1))
         self.loadings = nn.Parameter(torch.zeros(groups, latent_dim, n_circular))
+        self.real_loadings = nn.Parameter(torch.zeros(groups, latent_dim, n_real))
         self.log_scale = nn.Parameter(torch.zeros(groups, n_circular))
         self.slopes = nn.Parameter(torch.zeros(groups, n_circular, n_real))
-        self.torsion_network = MLP(
-            latent_dim + n_components, torsion_hidden, 2 * n_circular, zero_output=True
-        )
+        self.torsion_network: nn.Module = ConstantOutput(0)
+        if n_circular:
+            self.torsion_network = MLP(
+                latent_dim + n_components, torsion_hidden, 2 * n_circular, zero_output=True
+            )
         n_condition = 2 * n_circular + latent_dim + n_components
         self.couplings = nn.ModuleList(
             AffineCoupling(n_real, n_condition, hidden, flip=bool(i % 2))
@@ -149,8 +150,8 @@ class CouplingDecoder(nn.Module):
 
     def torsion_parameters(self, z: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
         """Location and scale of the circular coordinates."""
-        out = self.torsion_network(torch.cat([z, self.one_hot(k, z.dtype)], dim=-1))
-        shift, log_scale = out.chunk(2, dim=-1)
+        inputs = torch.cat([z, self.one_hot(k, z.dtype)], dim=-1)
+        shift, log_scale = self.torsion_network(inputs).chunk(2, dim=-1)
         linear = _select(torch.einsum("...d,kdc->...kc", z, self.loadings), k)
         loc = self.centres[k] + linear + shift
         return loc, (self.log_scale[k] + log_scale).clamp(-7.0, math.log(4.0) - 1e-4).exp()
@@ -159,48 +160,36 @@ class CouplingDecoder(nn.Module):
         """What the couplings are told about the torsions and the latents."""
         return torch.cat([tau.cos(), tau.sin(), z, self.one_hot(k, z.dtype)], dim=-1)
 
-    def conditional_centre(self, tau: Tensor, k: Tensor) -> Tensor:
-        """Centre of the real coordinates given the torsions."""
-        sines = (tau - self.centres[k]).sin()
-        return self.real_centres[k] + _select(
-            torch.einsum("...c,kcr->...kr", sines, self.slopes), k
-        )
+    def conditional_centre(self, tau: Tensor, z: Tensor, k: Tensor) -> Tensor:
+        """Centre of the real coordinates given the torsions and z."""
+        inputs = torch.cat([(tau - self.centres[k]).sin(), z], dim=-1)
+        slopes = torch.cat([self.slopes, self.real_loadings], dim=1)
+        return self.real_centres[k] + _select(torch.einsum("...c,kcr->...kr", inputs, slopes), k)
 
     @torch.no_grad()
-    def start_laplace(
-        self, mean: Tensor, covariance: Tensor, columns: Tensor, share: float = 0.9
-    ) -> None:
-        """Start every component at a Gaussian, the Laplace approximation of its basin.
+    def start_linear(self, mean: Tensor, loadings: Tensor, covariance: Tensor) -> None:
+        """Start every component at a linear-Gaussian decoder, u ~ N(mean + z loadings, covariance).
 
-        The leading ``latent_dim`` principal axes of the circular coordinates in ``columns`` are
-        loaded on z with ``share`` of their variance, the other circular coordinates follow by
-        regression; the rest of the variance stays in the decoder's own scale.
+        Exact but for correlations among the circular coordinates given z, which are dropped.
 
         Args:
             mean: shape ``(n_components, n_coordinates)``.
-            covariance: shape ``(n_components, n_coordinates, n_coordinates)``.
-            columns: indices of the coordinates that z shall describe.
-            share: how much of the variance along the axes goes into z.
+            loadings: shape ``(n_components, latent_dim, n_coordinates)``.
+            covariance: shape ``(n_components, n_coordinates, n_coordinates)``; standard
+                deviations of circular coordinates at most 4 rad.
         """
         c, r = self.circular_index, self.real_index
-        described = torch.isin(c, columns)
-        for k, (m, s) in enumerate(zip(mean.double(), covariance.double(), strict=True)):
+        to = self.centres
+        for k in range(len(mean)):
+            s, w = covariance[k].double(), loadings[k].double()
             slopes = torch.linalg.solve(s[c][:, c], s[c][:, r])
             residual = s[r][:, r] - s[r][:, c] @ slopes
-            shrink = (_WIDEST / s[c][:, c].diagonal().sqrt()).clamp(max=1.0)
-            s_cc = shrink[:, None] * s[c][:, c] * shrink
-            values, vectors = torch.linalg.eigh(s_cc[described][:, described])
-            n = min(self.latent_dim, len(values))
-            axes = vectors[:, -n:].flip(1) * (share * values[-n:].flip(0)).sqrt()
-            regression = torch.linalg.solve(s_cc[described][:, described], s_cc[described])
-            loadings = axes.T @ regression
-            variance = s_cc.diagonal() - loadings.square().sum(0)
-            self.loadings[k].zero_()
-            self.loadings[k, :n] = loadings.to(self.loadings)
-            self.log_scale[k] = 0.5 * variance.log().to(self.log_scale)
-            self.centres[k], self.real_centres[k] = m[c].to(self.centres), m[r].to(self.centres)
-            self.slopes[k] = slopes.to(self.slopes)
-            self.scale_tril[k] = torch.linalg.cholesky(residual).to(self.scale_tril)
+            self.centres[k], self.real_centres[k] = mean[k][c].to(to), mean[k][r].to(to)
+            self.loadings[k] = w[:, c].to(to)
+            self.real_loadings[k] = (w[:, r] - w[:, c] @ slopes).to(to)
+            self.log_scale[k] = 0.5 * s.diagonal()[c].log().to(to)
+            self.slopes[k] = slopes.to(to)
+            self.scale_tril[k] = torch.linalg.cholesky(residual).to(to)
 
 
 class AffineCoupling(nn.Module):
@@ -278,7 +267,7 @@ class CouplingDistribution(TorchDistribution):
         for coupling in d.couplings:
             xi, log_abs_det = coupling(xi, condition)
             log_prob = log_prob - log_abs_det
-        v = d.conditional_centre(tau, k) + _select(
+        v = d.conditional_centre(tau, z, k) + _select(
             torch.einsum("...j,kij->...ki", xi, d.scale_tril), k
         )
         log_prob = log_prob - _log_det_tril(d.scale_tril)[k]
@@ -293,7 +282,7 @@ class CouplingDistribution(TorchDistribution):
         tau, v = value.index_select(-1, d.circular_index), value.index_select(-1, d.real_index)
         loc, scale = d.torsion_parameters(z, k)
         log_prob = wrapped_normal_log_prob(tau, loc, scale).sum(-1)
-        residual = (v - d.conditional_centre(tau, k)).unsqueeze(-1)
+        residual = (v - d.conditional_centre(tau, z, k)).unsqueeze(-1)
         tril = d.scale_tril[k].expand(*residual.shape[:-2], -1, -1)
         xi = torch.linalg.solve_triangular(tril, residual, upper=False).squeeze(-1)
         condition = d.condition(tau, z, k)

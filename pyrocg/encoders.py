@@ -10,7 +10,7 @@ import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 
-from pyrocg.networks import MLP, CircularFeatures
+from pyrocg.networks import MLP, CircularFeatures, constant_or_mlp
 
 __all__ = ["BasinPartition", "GaussianEncoder", "MixtureEncoder", "PartitionEncoder"]
 
@@ -42,7 +42,7 @@ class GaussianEncoder(nn.Module):
         super().__init__()
         self.features = CircularFeatures(circular)
         self.mean = MLP(self.features.n_features, hidden, latent_dim, activations)
-        self.log_variance = _log_variance(
+        self.log_variance = constant_or_mlp(
             variance, self.features.n_features, hidden, latent_dim, activations
         )
         self.initial_log_variance = initial_log_variance
@@ -54,37 +54,11 @@ class GaussianEncoder(nn.Module):
         return dist.Normal(self.mean(features), (0.5 * log_variance).exp()).to_event(1)
 
 
-class ConstantOutput(nn.Module):
-    """A learned vector that ignores its input."""
-
-    def __init__(self, size: int) -> None:
-        super().__init__()
-        self.value = nn.Parameter(torch.zeros(size))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the vector, shape ``(..., size)``."""
-        return self.value.expand(*x.shape[:-1], -1)
-
-
-def _log_variance(
-    variance: str,
-    n_in: int,
-    hidden: Sequence[int],
-    n_out: int,
-    activations: Sequence[Callable[[], nn.Module]] | Callable[[], nn.Module],
-) -> nn.Module:
-    if variance == "constant":
-        return ConstantOutput(n_out)
-    if variance == "network":
-        return MLP(n_in, hidden, n_out, activations, zero_output=True)
-    raise ValueError(f'expected variance "constant" or "network", got {variance!r}')
-
-
 class MixtureEncoder(nn.Module):
     r"""A mixture of Gaussians given u, :math:`r(z|u) = \sum_j w_j(u) N(z \mid \mu_j(u), \sigma_j^2(u))`.
 
     The mean of every mode is a linear function of the features plus a network, so that it can
-    start at the exact posterior of a linear decoder (:meth:`start_linear`).
+    start at the exact posterior of a linear decoder (:meth:`start_posterior`).
 
     Args:
         circular: which coordinates are circular, shape ``(n_coordinates,)``.
@@ -131,17 +105,33 @@ class MixtureEncoder(nn.Module):
         return dist.MixtureSameFamily(dist.Categorical(logits=logits.squeeze(-1)), modes)
 
     @torch.no_grad()
-    def start_linear(self, linear: Tensor, offset: Tensor, scale: Tensor) -> None:
-        """Start at mean ``features @ linear[k] + offset[k]`` and standard deviation ``scale[k]``.
+    def start_posterior(
+        self, mean: Tensor, loadings: Tensor, variance: Tensor, columns: Tensor
+    ) -> None:
+        r"""Start at the posterior of z under u_j ~ N(mean_j + z loadings_j, variance_j), j in columns.
+
+        .. math:: P = I + W S^{-1} W^T, \quad z|u \sim N(P^{-1} W S^{-1} (u - m),\, P^{-1}),
+
+        with :math:`\sin(u_j - m_j)` in place of the difference where j is circular.
 
         Args:
-            linear: shape ``(n_components, n_features, latent_dim)``.
-            offset: shape ``(n_components, latent_dim)``.
-            scale: shape ``(n_components, latent_dim)``.
+            mean: m, shape ``(n_components, n_coordinates)``.
+            loadings: W, shape ``(n_components, latent_dim, n_coordinates)``.
+            variance: S, shape ``(n_components, n_coordinates)``.
+            columns: the coordinates to use.
         """
-        self.linear.copy_(linear)
-        self.offset.copy_(offset)
-        self.log_scale.copy_(scale.log())
+        c, r = self.features.circular_index, self.features.real_index
+        used = torch.zeros(mean.shape[-1], device=mean.device).index_fill_(0, columns, 1.0)
+        for k in range(len(mean)):
+            gain = (loadings[k] / variance[k] * used).double()
+            precision = gain @ loadings[k].double().T
+            precision += torch.eye(self.latent_dim, dtype=precision.dtype, device=gain.device)
+            matrix = torch.linalg.solve(precision, gain)
+            m = mean[k].double()
+            parts = [-matrix[:, c] * m[c].sin(), matrix[:, c] * m[c].cos(), matrix[:, r]]
+            self.linear[k] = torch.cat(parts, dim=1).T.to(self.linear)
+            self.offset[k] = -(matrix[:, r] @ m[r]).to(self.offset)
+            self.log_scale[k] = 0.5 * torch.linalg.inv(precision).diagonal().log().to(self.offset)
 
 
 class BasinPartition(nn.Module):

@@ -8,7 +8,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-__all__ = ["MLP", "CircularFeatures"]
+__all__ = ["MLP", "CircularFeatures", "ConstantOutput", "constant_or_mlp"]
 
 
 class MLP(nn.Module):
@@ -78,3 +78,38 @@ class CircularFeatures(nn.Module):
         angles = u.index_select(-1, self.circular_index)
         reals = u.index_select(-1, self.real_index)
         return torch.cat([angles.cos(), angles.sin(), reals], dim=-1)
+
+
+class ConstantOutput(nn.Module):
+    """A learned vector that ignores its input.
+
+    Args:
+        size: of the vector, which starts at zero.
+    """
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.value = nn.Parameter(torch.zeros(size))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the vector, shape ``(..., size)``."""
+        return self.value.expand(*x.shape[:-1], -1)
+
+
+def constant_or_mlp(
+    kind: str,
+    in_features: int,
+    hidden: Sequence[int],
+    out_features: int,
+    activations: Callable[[], nn.Module] | Sequence[Callable[[], nn.Module]],
+) -> nn.Module:
+    """Return a learned vector ("constant") or a network ("network"), both starting at zero.
+
+    Raises:
+        ValueError: ``kind`` is another word.
+    """
+    if kind == "constant":
+        return ConstantOutput(out_features)
+    if kind == "network":
+        return MLP(in_features, hidden, out_features, activations, zero_output=True)
+    raise ValueError(f'expected "constant" or "network", got {kind!r}')

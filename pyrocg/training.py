@@ -17,8 +17,9 @@ from tqdm.auto import tqdm
 
 from pyrocg.cgmodel import CoarseGrainedModel
 from pyrocg.checkpoint import load_state, save_state
+from pyrocg.priors import StratifiedPrior
 from pyrocg.tempering import FixedSchedule, TemperingSchedule, WeightedEnergies
-from pyrocg.weights import ess, log_mean_exp
+from pyrocg.weights import component_shares, ess, log_mean_exp
 
 __all__ = ["FitResult", "fit"]
 
@@ -85,7 +86,9 @@ def fit(
     learning rate warms up linearly and falls to zero along a cosine. Steps whose loss or gradient
     is not finite are left out and counted. With ``checkpoint``, the whole state is written
     atomically at intervals and at the end; if the file exists the run continues from it and gives
-    the same numbers as one that was never stopped.
+    the same numbers as one that was never stopped. The components of a mixture latent
+    (:class:`~pyrocg.priors.StratifiedPrior`) are trained in equal shares; at the end each gets its
+    weight, by importance sampling.
 
     Args:
         model: trained in place.
@@ -206,8 +209,22 @@ class _Run:
                 if time.monotonic() - saved > self.checkpoint_seconds:
                     self._save()
                     saved = time.monotonic()
+            self._balance()
+            c.energy_calls = energy.calls - calls_before
         self._save()
         return "converged" if converged else "finished"
+
+    def _balance(self) -> None:
+        """Give the components of a mixture latent their weights, which training keeps equal."""
+        if isinstance(self.model.prior, StratifiedPrior):
+            samples = [self.model.sample(self.evaluate_samples) for _ in range(10)]
+            shares = component_shares(
+                torch.cat([s.log_weights for s in samples]),
+                torch.cat([s.latents["component"] for s in samples]),
+                self.model.prior.shares,
+            )
+            self.model.prior.set_shares(shares)
+            self.best_state["guide.prior.shares"] = self.model.prior.shares.clone()
 
     def _step(self) -> None:
         c = self.counters

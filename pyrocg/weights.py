@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-__all__ = ["ess", "log_mean_exp", "log_mean_exp_error", "normalised"]
+__all__ = ["component_shares", "ess", "log_mean_exp", "log_mean_exp_error", "normalised"]
 
 
 def log_mean_exp(log_weights: Tensor) -> Tensor:
@@ -42,3 +42,25 @@ def log_mean_exp_error(log_weights: Tensor) -> Tensor:
     r"""Standard error of :func:`log_mean_exp` by the delta method, :math:`\sqrt{(1/\text{ESS} - 1)/n}`."""
     n = len(log_weights)
     return ((1.0 / ess(log_weights) - 1.0).clamp(min=0.0) / n).sqrt()
+
+
+def component_shares(log_weights: Tensor, component: Tensor, shares: Tensor) -> Tensor:
+    r"""Estimate each component's part of Z, :math:`p_k = Z_k / Z`.
+
+    Weights that are not finite count as 0. A component without weight gets one part in a million,
+    so that it can still be sampled.
+
+    Args:
+        log_weights: log importance weights, shape ``(n,)``.
+        component: component of every sample, shape ``(n,)``.
+        shares: probabilities that the components were drawn with, shape ``(n_components,)``.
+
+    Example:
+        >>> import torch
+        >>> component_shares(torch.tensor([0.0, -torch.inf]), torch.tensor([0, 1]), torch.ones(2) / 2)
+        tensor([1.0000e+00, 1.0000e-06])
+    """
+    w = torch.softmax(log_weights.double().nan_to_num(-torch.inf, posinf=-torch.inf), 0)
+    totals = torch.zeros(len(shares), dtype=w.dtype, device=w.device).index_add_(0, component, w)
+    totals = (totals / totals.sum()).clamp(min=1e-6)
+    return (totals / totals.sum()).to(shares.dtype)

@@ -275,23 +275,13 @@ def build_zmatrix(molecule: Molecule, fold_rotors: bool = True) -> ZMatrix:
     adjacent = neighbours(n_atoms, molecule.bonds)
     frame = choose_frame(molecule)
     parent = _spanning_tree(molecule, adjacent, frame)
-    backbone = find_backbone(molecule).atoms
-    size = [1] * n_atoms
-    for atom in reversed(parent):  # atoms were reached in the order of their distance
-        size[parent[atom]] += size[atom]
+    children = _ordered_children(molecule, parent)
     zero, one, two = frame
     above = parent | {zero: one, one: zero, two: one}
-    children: dict[int, list[int]] = {}
-    for atom, p in parent.items():
-        children.setdefault(p, []).append(atom)
-    rank = lambda a: (a not in backbone, symbols[a] in HYDROGEN, -size[a], a)  # noqa: E731
     torsions: list[Row] = []
-    rotors: list[Row] = []
     phases: list[Row] = []
-    seconds: list[Row] = []
-    thirds: list[Row] = []
-    for p, unordered in children.items():
-        group = sorted(unordered, key=rank)
+    hydrogens: list[list[Row]] = [[], [], []]
+    for p, group in children.items():
         g = above[p]
         if p == one:
             phases += [Row(a, p, g, two, two) for a in group]
@@ -299,19 +289,34 @@ def build_zmatrix(molecule: Molecule, fold_rotors: bool = True) -> ZMatrix:
         reference = two if p == zero else above[g]
         first = Row(group[0], p, g, reference)
         others = [Row(a, p, g, reference, group[0]) for a in group[1:]]
-        same = len({symbols[a] for a in group} & HYDROGEN) == 1 == len({symbols[a] for a in group})
-        if fold_rotors and len(group) == 3 and len(adjacent[p]) == 4 and same:
+        kinds = {symbols[a] for a in group}
+        interchangeable = len(kinds) == 1 and kinds <= HYDROGEN
+        if fold_rotors and len(group) == 3 and len(adjacent[p]) == 4 and interchangeable:
             if _turns_left(molecule.positions, first, others[0].atom):
                 others.reverse()
-            rotors.append(first)
-            seconds.append(others[0])
-            thirds.append(others[1])
+            for rows, row in zip(hydrogens, [first, *others], strict=True):
+                rows.append(row)
         else:
             torsions.append(first)
             phases += others
-    return ZMatrix(
-        frame, tuple(torsions), tuple(rotors), tuple(phases), tuple(seconds), tuple(thirds)
-    )
+    rotors, seconds, thirds = map(tuple, hydrogens)
+    return ZMatrix(frame, tuple(torsions), rotors, tuple(phases), seconds, thirds)
+
+
+def _ordered_children(molecule: Molecule, parent: dict[int, int]) -> dict[int, list[int]]:
+    """Return the children of every parent, the one that leads the torsion first."""
+    symbols, backbone = molecule.symbols, find_backbone(molecule).atoms
+    size = [1] * len(symbols)
+    for atom in reversed(parent):  # atoms were reached in the order of their distance
+        size[parent[atom]] += size[atom]
+    children: dict[int, list[int]] = {}
+    for atom, p in parent.items():
+        children.setdefault(p, []).append(atom)
+
+    def rank(atom: int) -> tuple[bool, bool, int, int]:
+        return atom not in backbone, symbols[atom] in HYDROGEN, -size[atom], atom
+
+    return {p: sorted(group, key=rank) for p, group in children.items()}
 
 
 def keeps_sign(molecule: Molecule, row: Row) -> bool:

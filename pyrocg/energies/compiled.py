@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +12,7 @@ from torch import Tensor
 from pyrocg.energies.abstract import Energy
 from pyrocg.energies.contexts import BatchContext, ContextSetup
 from pyrocg.energies.conversion import UnsupportedForceError, terms_of
+from pyrocg.energies.program import Program
 from pyrocg.energies.terms import Potential
 
 if TYPE_CHECKING:
@@ -20,14 +20,6 @@ if TYPE_CHECKING:
 
 __all__ = ["CompiledEnergy", "molecular_energy"]
 
-Columns = Callable[[Tensor], tuple[Tensor, Tensor]]
-"""Positions (3, n_atoms, batch) to energies (batch,) and gradients (3, n_atoms, batch)."""
-
-_LANES = 16
-"""Batches are padded to a multiple of this: the float32 numbers of an AVX-512 register."""
-_PAIR_BYTES = {"cpu": 2**19, "other": 2**28}
-"""Size of one array over all pairs and one chunk of a batch. Half a megabyte keeps the handful of
-them in the second-level cache of a core; a GPU wants work."""
 _TOLERANCE = 1e-9
 _CHECKED_NOISE = (0.0, 0.005, 0.01, 0.02, 0.04, 0.08)
 """nm; perturbations of the reference structure in the self-check, thermal to overlapping."""
@@ -78,7 +70,7 @@ class CompiledEnergy(Energy):
         self.dtype = dtype
         self.compile = bool(compile)
         self._potential = Potential.of(terms_of(molecule.system), self.n_atoms)
-        self._programs: dict[tuple[torch.dtype, torch.device], Columns] = {}
+        self._programs: dict[tuple[torch.dtype, torch.device], Program] = {}
         check_against_reference(self._potential, molecule)
 
     @property
@@ -89,104 +81,29 @@ class CompiledEnergy(Energy):
     def _energy(self, x: Tensor) -> Tensor:
         return _EnergyFunction.apply(x, self._evaluate)
 
-    @torch.inference_mode(False)
-    @torch.no_grad()
     def _evaluate(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Energies (batch,) and gradients (3, n_atoms, batch) in the precision computed in."""
         dtype = self.dtype or (x.dtype if x.dtype == torch.float64 else torch.float32)
-        program = self._program(dtype, x.device)
-        results = []
-        for chunk in x.split(chunk_size(self.n_atoms, dtype, x.device)):
-            n = len(chunk)
-            columns = x.new_empty((3, self.n_atoms, -(-n // _LANES) * _LANES), dtype=dtype)
-            columns[..., :n] = chunk.permute(2, 1, 0)
-            columns[..., n:] = columns[..., n - 1 : n]
-            energy, gradient = program(columns)
-            results.append((energy[:n], gradient[..., :n]))
-        if len(results) == 1:
-            return results[0]
-        energies, gradients = zip(*results, strict=True)
-        return torch.cat(energies), torch.cat(gradients, dim=-1)
-
-    def _program(self, dtype: torch.dtype, device: torch.device) -> Columns:
-        key = dtype, device
+        key = dtype, x.device
         if key not in self._programs:
-            columns = self._potential.to(dtype, device).columns
-            self._programs[key] = _Program(columns) if self.compile else columns
-        return self._programs[key]
+            self._programs[key] = Program(self._potential.to(*key), self.compile)
+        return self._programs[key](x)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_programs": {}}  # compiled code does not travel; it is made anew
 
     def extra_repr(self) -> str:
         terms = ", ".join(type(term).__name__ for term in self._potential.terms)
-        return f"n_atoms={self.n_atoms}, terms=({terms}), dtype={self.dtype}, compile={self.compile}"
-
-
-def chunk_size(n_atoms: int, dtype: torch.dtype, device: torch.device) -> int:
-    """How many configurations are evaluated at once."""
-    budget = _PAIR_BYTES["cpu" if device.type == "cpu" else "other"]
-    fitting = budget // (n_atoms * n_atoms * dtype.itemsize)
-    return max(_LANES, fitting // _LANES * _LANES)
-
-
-class _Program:
-    """A function of columns, compiled when first called; eager if that fails."""
-
-    def __init__(self, columns: Columns) -> None:
-        self._eager = columns
-        self._compiled: Columns | None = None
-
-    def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        if self._compiled is None:
-            return self._first_call(x)
-        return self._compiled(x)
-
-    def _first_call(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # torch's own, from modules it imports on the way
-                compiled = compile_columns(self._eager, x)
-                result = compiled(x)
-        except Exception as error:
-            reason = " ".join(str(error).split("\n\n")[0].split())
-            warnings.warn(
-                f"torch.compile failed ({reason}); energies are computed uncompiled, 5 to 10 times "
-                "slower. Install a C++ compiler (g++ or clang++), or pass compile=False",
-                RuntimeWarning,
-                stacklevel=2,
-            )
-            compiled, result = self._eager, self._eager(x)
-        self._compiled = compiled
-        return result
-
-
-def compile_columns(columns: Columns, example: Tensor) -> Columns:
-    """Compile a function of columns for every batch size that is a multiple of the lanes.
-
-    The function is traced first, so that each molecule has code of its own: torch.compile keeps
-    its results by code object, and gives up after eight results for one.
-    """
-    from torch.fx.experimental.proxy_tensor import make_fx
-
-    sample = example.new_ones((*example.shape[:2], 2 * _LANES))
-    graph = make_fx(lambda x: columns(x), tracing_mode="symbolic", _allow_non_fake_inputs=True)(sample)
-    program = torch.compile(graph, fullgraph=True)
-
-    def call(x: Tensor) -> tuple[Tensor, Tensor]:
-        torch._dynamo.mark_dynamic(x, 2)
-        return program(x)
-
-    return call
+        return (
+            f"n_atoms={self.n_atoms}, terms=({terms}), dtype={self.dtype}, compile={self.compile}"
+        )
 
 
 class _EnergyFunction(torch.autograd.Function):
     """Energies forward, gradients backward, both of one evaluation."""
 
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, evaluate: Callable[[Tensor], tuple[Tensor, Tensor]]
-    ) -> Tensor:
+    def forward(ctx: Any, x: Tensor, evaluate: Callable[[Tensor], tuple[Tensor, Tensor]]) -> Tensor:
         energy, gradient = evaluate(x)
         if ctx.needs_input_grad[0]:
             ctx.save_for_backward(x, gradient)
@@ -224,7 +141,9 @@ def check_against_reference(potential: Potential, molecule: Molecule) -> None:
     """
     import openmm
 
-    noise = np.random.default_rng(0).standard_normal((len(_CHECKED_NOISE), *molecule.positions.shape))
+    noise = np.random.default_rng(0).standard_normal(
+        (len(_CHECKED_NOISE), *molecule.positions.shape)
+    )
     x = molecule.positions + np.array(_CHECKED_NOISE)[:, None, None] * noise
     setup = ContextSetup(openmm.XmlSerializer.serialize(molecule.system), "Reference", {})
     expected, forces = BatchContext(setup).evaluate(x, forces=True)

@@ -85,8 +85,10 @@ class GBSAOBC(PairTerm):
         energy = 0.5 * polar.sum((0, 1)) + (surface + own).sum(0)
         # dU/dB, then dB/d(sum of H), then dH/dr
         chain = -(0.5 * by_radius * born + 6.0 * surface + own) * born * sensitivity
-        slope = polar_f2 * (0.25 * decay - 1.0) + chain[:, None] * bend + (
-            chain[None, :] * bend.transpose(0, 1)
+        slope = (
+            polar_f2 * (0.25 * decay - 1.0)
+            + chain[:, None] * bend
+            + (chain[None, :] * bend.transpose(0, 1))
         )
         return energy, slope
 

@@ -59,8 +59,9 @@ class Record:
 
     def to(self: R, dtype: torch.dtype, device: torch.device) -> R:
         """The same record with its real numbers in ``dtype``, on ``device``."""
-        return replace(self, **{f.name: _to(getattr(self, f.name), dtype, device)
-                                for f in fields(self)})
+        return replace(
+            self, **{f.name: _to(getattr(self, f.name), dtype, device) for f in fields(self)}
+        )
 
 
 def _to(value: Any, dtype: torch.dtype, device: torch.device) -> Any:
@@ -127,15 +128,16 @@ class Pairs(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Incidence(Record):
-    """Which arms add up to the gradient at each atom: a gather, which vectorises over the batch.
+    """Which arms add up to the gradient at each atom: a gather, where a scatter would be atomic.
 
-    A scatter would need atomic additions.
+    Atoms are the last dimension: next to each other in the dimension that is summed, the compiler
+    would take the slots, not the batch, for its vectors (5 times slower).
     """
 
     slots: Tensor
-    """Rows of the stacked arms, (n_atoms, max_degree); 0 where an atom has fewer."""
+    """Rows of the stacked arms, (max_degree, n_atoms); 0 where an atom has fewer."""
     signs: Tensor
-    """+1 or -1, and 0 where an atom has fewer, (n_atoms, max_degree)."""
+    """+1 or -1, and 0 where an atom has fewer, (max_degree, n_atoms)."""
 
     @classmethod
     def of(cls, term: BondedTerm, n_atoms: int) -> Incidence:
@@ -147,13 +149,14 @@ class Incidence(Record):
                 found[atoms[member]].append((arm * len(groups) + group, sign))
         degree = max(map(len, found))
         padded = torch.tensor([f + [(0, 0)] * (degree - len(f)) for f in found])
-        return cls(padded[..., 0].contiguous(), padded[..., 1].to(torch.float64))
+        slots, signs = padded.permute(2, 1, 0).contiguous()
+        return cls(slots, signs.to(torch.float64))
 
     def gather(self, arms: Sequence[Vector]) -> Vector:
         """Gradient at the atoms, components (n_atoms, batch), of arms (n_groups, batch) each."""
         signs = self.signs[:, :, None]
         gx, gy, gz = (
-            (torch.cat(component)[self.slots] * signs).sum(1)
+            (torch.cat(component)[self.slots] * signs).sum(0)
             for component in zip(*arms, strict=True)
         )
         return gx, gy, gz

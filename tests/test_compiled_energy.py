@@ -1,0 +1,233 @@
+"""The compiled engine: OpenMM's numbers, one contract, honest failures."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import pickle
+import subprocess
+import sys
+
+import numpy as np
+import openmm
+import pytest
+import torch
+from torch import Tensor
+
+from pyrocg.energies import compiled, program
+from pyrocg.energies.abstract import CappedEnergy
+from pyrocg.energies.compiled import CompiledEnergy, molecular_energy
+from pyrocg.energies.conversion import UnsupportedForceError
+from pyrocg.energies.openmm import OpenMMEnergy
+from pyrocg.molecules import Molecule, alanine_dipeptide
+
+MOLECULE = alanine_dipeptide()
+
+
+@pytest.fixture(scope="module")
+def energy() -> CompiledEnergy:
+    return CompiledEnergy(MOLECULE, compile=False)
+
+
+def structures(count: int, spread: float = 0.005, dtype: torch.dtype = torch.float64) -> Tensor:
+    generator = torch.Generator().manual_seed(3)
+    noise = torch.randn(count, MOLECULE.n_atoms, 3, generator=generator, dtype=torch.float64)
+    return (torch.tensor(MOLECULE.positions) + spread * noise).to(dtype)
+
+
+def energy_and_force(energy: torch.nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+    x = x.detach().requires_grad_()
+    result = energy(x)
+    (gradient,) = torch.autograd.grad(result.sum(), x)
+    return result.detach(), -gradient
+
+
+def with_force(force: openmm.Force) -> Molecule:
+    system = copy.deepcopy(MOLECULE.system)
+    system.addForce(force)
+    return dataclasses.replace(MOLECULE, system=system)
+
+
+@pytest.mark.parametrize("spread", [0.0, 0.005, 0.03, 0.1, 0.3])
+def test_energies_and_forces_are_those_of_openmm(energy, spread):
+    x = structures(20, spread)
+    reference = OpenMMEnergy(MOLECULE, platform="Reference", workers=1)
+    expected, expected_force = energy_and_force(reference, x)
+    result, force = energy_and_force(energy, x)
+    torch.testing.assert_close(result, expected, rtol=1e-9, atol=1e-9)
+    scale = expected_force.abs().amax(dim=(1, 2))
+    assert ((force - expected_force).abs().amax(dim=(1, 2)) <= 1e-10 * scale).all()
+
+
+def test_single_precision_is_close_on_thermal_structures(energy):
+    x = structures(50)
+    exact, exact_force = energy_and_force(energy, x)
+    single, single_force = energy_and_force(energy, x.float())
+    assert single.dtype == single_force.dtype == torch.float32
+    torch.testing.assert_close(single.double(), exact, rtol=1e-5, atol=1e-3)
+    scale = exact_force.abs().amax(dim=(1, 2), keepdim=True)
+    assert ((single_force - exact_force).abs() <= 1e-5 * scale).all()
+
+
+@pytest.mark.parametrize("batch", [(), (1,), (5,), (2, 3), (16,)])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+def test_the_batch_shape_and_the_dtype_are_kept(energy, batch, dtype):
+    x = structures(int(np.prod(batch)), dtype=dtype).reshape(*batch, MOLECULE.n_atoms, 3)
+    result, force = energy_and_force(energy, x)
+    assert result.shape == batch
+    assert force.shape == x.shape
+    assert result.dtype == force.dtype == dtype
+
+
+def test_the_precision_can_be_fixed(energy):
+    double = CompiledEnergy(MOLECULE, torch.float64, compile=False)
+    x = structures(3, dtype=torch.float32)
+    result, force = energy_and_force(double, x)
+    exact, exact_force = energy_and_force(energy, x.double())
+    assert torch.equal(result, exact.float())
+    assert torch.equal(force, exact_force.float())
+    with pytest.raises(ValueError, match="float32, float64 or None"):
+        CompiledEnergy(MOLECULE, torch.float16)
+
+
+def test_a_large_batch_is_split_and_a_batch_equals_its_members(energy, monkeypatch):
+    x = structures(70)
+    whole, whole_force = energy_and_force(energy, x)
+    monkeypatch.setattr(program, "chunk_size", lambda *_: 32)
+    parts, parts_force = energy_and_force(copy.deepcopy(energy), x)
+    one, one_force = energy_and_force(energy, x[41])
+    torch.testing.assert_close(parts, whole, rtol=1e-13, atol=1e-11)
+    torch.testing.assert_close(parts_force, whole_force, rtol=1e-12, atol=1e-9)
+    torch.testing.assert_close(one, whole[41], rtol=1e-13, atol=1e-11)
+    torch.testing.assert_close(one_force, whole_force[41], rtol=1e-12, atol=1e-9)
+
+
+def test_chunks_are_whole_vectors_and_shrink_with_the_molecule():
+    cpu = torch.device("cpu")
+    sizes = [program.chunk_size(n, torch.float32, cpu) for n in (2, 22, 166, 2000)]
+    assert all(size % 16 == 0 and size >= 16 for size in sizes)
+    assert sizes == sorted(sizes, reverse=True)
+
+
+def test_gradcheck(energy):
+    x = structures(1).requires_grad_()
+    assert torch.autograd.gradcheck(energy, (x,), eps=1e-6, atol=1e-2, rtol=1e-4)
+
+
+def test_second_derivatives_are_refused(energy):
+    x = structures(2).requires_grad_()
+    (gradient,) = torch.autograd.grad(energy(x).sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="first derivatives of a compiled energy"):
+        gradient.sum().backward()
+
+
+def test_weights_reach_the_gradient(energy):
+    x = structures(3).requires_grad_()
+    weights = torch.tensor([0.5, 0.0, -2.0], dtype=torch.float64)
+    (gradient,) = torch.autograd.grad((weights * energy(x)).sum(), x)
+    _, force = energy_and_force(energy, x)
+    torch.testing.assert_close(gradient, -weights[:, None, None] * force)
+
+
+def test_a_cap_turns_broken_configurations_into_zero_force(energy):
+    x = structures(3)
+    x[1, 5] = x[1, 4]
+    assert not torch.isfinite(energy_and_force(energy, x)[1][1]).all()
+    capped, force = energy_and_force(CappedEnergy(energy, cap=1e4), x)
+    assert torch.isfinite(capped).all()
+    assert not force[1].any()
+    torch.testing.assert_close(force[::2], energy_and_force(energy, x)[1][::2])
+
+
+def test_nan_positions_give_a_nan_that_is_counted():
+    energy = CompiledEnergy(MOLECULE, compile=False)
+    x = structures(3)
+    x[1, 3, 2] = torch.nan
+    assert torch.isnan(energy(x)).tolist() == [False, True, False]
+    assert (energy.calls, energy.nonfinite) == (3, 1)
+
+
+def test_copies_give_the_same_numbers_and_leave_compiled_code_behind(energy):
+    x = structures(2)
+    expected = energy(x)
+    assert energy._programs
+    for twin in (copy.deepcopy(energy), pickle.loads(pickle.dumps(energy))):
+        assert not twin._programs
+        assert torch.equal(twin(x), expected)
+    assert not energy.state_dict()
+    assert not list(energy.parameters())
+
+
+def test_it_works_without_gradients_and_in_inference_mode(energy):
+    x = structures(2)
+    with torch.no_grad():
+        expected = energy(x)
+    with torch.inference_mode():
+        assert torch.equal(energy(x * 1.0), expected)
+
+
+def test_a_force_without_a_term_is_refused_by_class_and_index():
+    with pytest.raises(UnsupportedForceError, match=r"CustomExternalForce \(force 5\)"):
+        CompiledEnergy(with_force(openmm.CustomExternalForce("x^2")))
+
+
+def test_a_disagreement_with_openmm_is_refused(monkeypatch):
+    def wrong(system):
+        first, *others = terms_of(system)
+        return (dataclasses.replace(first, length=first.length * (1 + 1e-6)), *others)
+
+    terms_of = compiled.terms_of
+    monkeypatch.setattr(compiled, "terms_of", wrong)
+    with pytest.raises(RuntimeError, match="agree with OpenMM's Reference"):
+        CompiledEnergy(MOLECULE)
+
+
+def test_the_engine_is_chosen_and_says_why():
+    chosen = molecular_energy(MOLECULE)
+    assert isinstance(chosen, CompiledEnergy)
+    assert "every force" in chosen.engine_reason
+    assert "terms=(HarmonicBonds" in repr(chosen)
+    named = molecular_energy(MOLECULE, "openmm")
+    assert isinstance(named, OpenMMEnergy)
+    assert named.engine_reason == "asked for"
+    assert isinstance(molecular_energy(MOLECULE, "compiled"), CompiledEnergy)
+    other = with_force(openmm.CustomExternalForce("x^2"))
+    fallback = molecular_energy(other)
+    assert isinstance(fallback, OpenMMEnergy)
+    assert "CustomExternalForce (force 5)" in fallback.engine_reason
+    with pytest.raises(UnsupportedForceError):
+        molecular_energy(other, "compiled")
+    with pytest.raises(ValueError, match="'auto', 'compiled' or 'openmm'"):
+        molecular_energy(MOLECULE, "fast")
+
+
+def test_importing_it_does_not_import_openmm():
+    code = "import sys, pyrocg.energies.compiled; sys.exit('openmm' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_without_a_compiler_it_warns_and_runs_uncompiled(energy, monkeypatch):
+    def broken(*_):
+        raise RuntimeError("no working C++ compiler found")
+
+    monkeypatch.setattr(program, "compiled", broken)
+    uncompiled = CompiledEnergy(MOLECULE)
+    x = structures(2)
+    with pytest.warns(RuntimeWarning, match=r"torch.compile failed \(no working C\+\+"):
+        result = uncompiled(x)
+    assert torch.equal(result, energy(x))
+    assert torch.equal(uncompiled(x), energy(x))  # and says it once: a second warning is an error
+
+
+def test_compiled_and_eager_are_the_same(energy):
+    fast = CompiledEnergy(MOLECULE)
+    for count in (300, 1, 16, 50):
+        x = structures(count, 0.02, torch.float32)
+        expected, expected_force = energy_and_force(energy, x)
+        result, force = energy_and_force(fast, x)
+        torch.testing.assert_close(result, expected, rtol=1e-5, atol=1e-2)
+        scale = expected_force.abs().amax(dim=(1, 2), keepdim=True)
+        assert ((force - expected_force).abs() <= 1e-5 * scale).all()
+    (running,) = fast._programs.values()
+    assert not running._pending
+    assert running._threaded  # not the fallback

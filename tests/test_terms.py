@@ -1,0 +1,319 @@
+"""Every term against hand-computed numbers, OpenMM's Reference platform and its own gradient."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import openmm
+import pytest
+import torch
+
+from pyrocg.energies.contexts import BatchContext, ContextSetup
+from pyrocg.energies.conversion import UnsupportedForceError, terms_of
+from pyrocg.energies.terms import Potential
+
+N_ATOMS = 6
+COULOMB = 138.93545764438198
+
+
+def system_of(*forces: openmm.Force) -> openmm.System:
+    system = openmm.System()
+    for _ in range(N_ATOMS):
+        system.addParticle(1.0)
+    for force in forces:
+        system.addForce(force)
+    return system
+
+
+def bonds() -> openmm.Force:
+    force = openmm.HarmonicBondForce()
+    force.addBond(0, 1, 0.1, 2e5)
+    force.addBond(3, 1, 0.15, 3e5)
+    return force
+
+
+def angles() -> openmm.Force:
+    force = openmm.HarmonicAngleForce()
+    force.addAngle(0, 1, 2, 1.9, 400.0)
+    force.addAngle(5, 2, 1, 2.1, 300.0)
+    force.addAngle(3, 1, 0, math.pi, 100.0)
+    return force
+
+
+def periodic_torsions() -> openmm.Force:
+    force = openmm.PeriodicTorsionForce()
+    force.addTorsion(0, 1, 2, 3, 3, 0.4, 5.0)
+    force.addTorsion(0, 1, 2, 3, 1, math.pi, 2.0)
+    force.addTorsion(0, 1, 2, 3, 3, 0.0, -1.5)
+    force.addTorsion(2, 3, 4, 5, 6, -1.0, 0.7)
+    force.addTorsion(5, 1, 0, 2, 2, math.pi, 40.0)
+    return force
+
+
+def rb_torsions() -> openmm.Force:
+    force = openmm.RBTorsionForce()
+    force.addTorsion(0, 1, 2, 3, 1.0, -2.0, 3.0, 4.0, -5.0, 6.0)
+    force.addTorsion(1, 2, 5, 4, 9.2, 1.2, -13.1, 0.1, 26.2, -31.5)
+    return force
+
+
+def nonbonded() -> openmm.Force:
+    force = openmm.NonbondedForce()
+    for i in range(N_ATOMS):
+        force.addParticle(0.3 * (-1) ** i, 0.25 + 0.02 * i, 0.4 * (i != 4))
+    force.addException(0, 1, 0.0, 1.0, 0.0)
+    force.addException(4, 1, -0.2, 0.31, 0.7)
+    return force
+
+
+def gbsa_obc() -> openmm.Force:
+    force = openmm.GBSAOBCForce()
+    force.setSoluteDielectric(2.0)
+    force.setSolventDielectric(60.0)
+    force.setSurfaceAreaEnergy(3.0)
+    for i in range(N_ATOMS):
+        force.addParticle(0.4 * (-1) ** i, 0.12 + 0.02 * i, 0.8 if i else 0.05)
+    return force
+
+
+def gbsa_in_vacuum() -> openmm.Force:
+    force = gbsa_obc()
+    force.setSolventDielectric(0.0)
+    return force
+
+
+FORCES = {
+    f.__name__: f
+    for f in (
+        bonds,
+        angles,
+        periodic_torsions,
+        rb_torsions,
+        nonbonded,
+        gbsa_obc,
+        gbsa_in_vacuum,
+    )
+}
+
+
+def structures(spread: float, count: int = 40) -> np.ndarray:
+    """A zigzag chain with noise: 0.02 nm is thermal, 0.2 nm overlapping and torn apart."""
+    chain = np.array([[0.12 * i, 0.06 * (i % 2), 0.03 * (i % 3)] for i in range(N_ATOMS)])
+    noise = np.random.default_rng(1).standard_normal((count, N_ATOMS, 3))
+    return chain + spread * noise
+
+
+def potential_of(*forces: openmm.Force) -> Potential:
+    return Potential.of(terms_of(system_of(*forces)), N_ATOMS)
+
+
+def reference(system: openmm.System, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    setup = ContextSetup(openmm.XmlSerializer.serialize(system), "Reference", {})
+    energies, forces = BatchContext(setup).evaluate(x, forces=True)
+    assert forces is not None
+    return energies, forces
+
+
+@pytest.mark.parametrize("spread", [0.02, 0.05, 0.2])
+@pytest.mark.parametrize("name", FORCES)
+def test_a_term_agrees_with_openmm(name, spread):
+    system = system_of(FORCES[name]())
+    x = structures(spread)
+    energies, forces = reference(system, x)
+    energy, gradient = Potential.of(terms_of(system), N_ATOMS).energy_and_gradient(torch.tensor(x))
+    # energies of opposite sign cancel, and a force is only as precise as the largest of its sum
+    scale = np.abs(forces).max(axis=(1, 2))
+    np.testing.assert_allclose(energy, energies, rtol=1e-9, atol=1e-12 * (1 + scale.max()))
+    assert (np.abs(gradient.numpy() + forces).max(axis=(1, 2)) <= 1e-10 * (scale + 1e-3)).all()
+
+
+@pytest.mark.parametrize("name", FORCES)
+def test_the_gradient_is_the_derivative_of_the_energy(name):
+    potential = potential_of(FORCES[name]())
+    x = torch.tensor(structures(0.02, 3), requires_grad=True)
+    energy, gradient = potential.energy_and_gradient(x)
+    (expected,) = torch.autograd.grad(energy.sum(), x)
+    torch.testing.assert_close(gradient, expected, rtol=1e-9, atol=1e-7)
+
+
+@pytest.mark.parametrize("name", FORCES)
+def test_no_net_force_and_no_net_torque(name):
+    x = torch.tensor(structures(0.05))
+    _, gradient = potential_of(FORCES[name]()).energy_and_gradient(x)
+    scale = 1e-12 * (1 + float(gradient.abs().max()))
+    torch.testing.assert_close(gradient.sum(1), torch.zeros(len(x), 3).double(), rtol=0, atol=scale)
+    torque = torch.linalg.cross(x, gradient).sum(1)
+    torch.testing.assert_close(torque, torch.zeros_like(torque), rtol=0, atol=scale)
+
+
+def test_a_sum_is_the_sum_of_its_terms():
+    forces = [make() for make in FORCES.values()]
+    x = torch.tensor(structures(0.02))
+    energy, gradient = potential_of(*forces).energy_and_gradient(x)
+    parts = [potential_of(make()).energy_and_gradient(x) for make in FORCES.values()]
+    torch.testing.assert_close(energy, sum(e for e, _ in parts), rtol=1e-12, atol=1e-9)
+    torch.testing.assert_close(gradient, sum(g for _, g in parts), rtol=1e-12, atol=1e-8)
+
+
+def test_a_term_has_an_energy_of_its_own():
+    (term,) = terms_of(system_of(bonds()))
+    x = torch.zeros(1, N_ATOMS, 3, dtype=torch.float64)
+    x[0, 1, 0], x[0, 3, 0] = 0.12, 0.28
+    expected = 0.5 * 2e5 * 0.02**2 + 0.5 * 3e5 * 0.01**2
+    assert term.energy(x).item() == pytest.approx(expected, rel=1e-12)
+
+
+def test_an_angle_by_hand():
+    (term,) = terms_of(system_of(one_angle(math.pi / 3)))
+    x = torch.zeros(1, N_ATOMS, 3, dtype=torch.float64)
+    x[0, 0, 0], x[0, 2, 1] = 0.1, 0.2
+    assert term.energy(x).item() == pytest.approx(50.0 * (math.pi / 6) ** 2, rel=1e-12)
+
+
+@pytest.mark.parametrize("degrees", [-150.0, -90.0, -1e-6, 0.0, 45.0, 90.0, 180.0])
+def test_a_torsion_by_hand(degrees):
+    force = openmm.PeriodicTorsionForce()
+    force.addTorsion(0, 1, 2, 3, 3, 0.5, 4.0)
+    phi = math.radians(degrees)
+    x = torch.zeros(1, N_ATOMS, 3, dtype=torch.float64)
+    x[0, 0] = torch.tensor([1.0, 0.0, 0.0])
+    x[0, 2] = torch.tensor([0.0, 0.0, 1.0])
+    x[0, 3] = torch.tensor([math.cos(phi), math.sin(phi), 1.0], dtype=torch.float64)
+    (term,) = terms_of(system_of(force))
+    expected = 4.0 * (1 + math.cos(3 * phi - 0.5))
+    assert term.energy(x).item() == pytest.approx(expected, rel=1e-12)
+
+
+def test_charges_and_lennard_jones_by_hand():
+    x = torch.tensor([[[1.0 * i, 0.0, 0.0] for i in range(N_ATOMS)]], dtype=torch.float64)
+    x[0, 1, 0] = 0.3
+    force = openmm.NonbondedForce()
+    for i in range(N_ATOMS):
+        force.addParticle(
+            *((0.5, 0.3, 0.2) if i == 0 else (-1.0, 0.2, 0.8) if i == 1 else (0, 1, 0))
+        )
+    (term,) = terms_of(system_of(force))
+    ratio = (0.25 / 0.3) ** 6
+    expected = 4 * 0.4 * (ratio**2 - ratio) - COULOMB * 0.5 / 0.3
+    assert term.energy(x).item() == pytest.approx(expected, rel=1e-12)
+
+
+def test_one_ion_in_water_by_hand():
+    force = openmm.GBSAOBCForce()
+    for i in range(N_ATOMS):
+        force.addParticle(1.0 if i == 0 else 0.0, 0.2, 0.0)
+    force.setSurfaceAreaEnergy(0.0)
+    (term,) = terms_of(system_of(force))
+    x = torch.arange(N_ATOMS).double().reshape(1, -1, 1) * torch.tensor([5.0, 0.0, 0.0])
+    born = -0.5 * COULOMB * (1 - 1 / 78.3) / 0.191
+    assert term.energy(x.double()).item() == pytest.approx(born, rel=1e-9)
+
+
+def one_angle(theta: float) -> openmm.Force:
+    force = openmm.HarmonicAngleForce()
+    force.addAngle(0, 1, 2, theta, 100.0)
+    return force
+
+
+@pytest.mark.parametrize("bend", [0.0, 1e-12, 1e-9, 1e-7, 1e-5, 1e-3])
+@pytest.mark.parametrize("direction", [-1.0, 1.0])
+def test_straight_and_folded_angles_stay_finite(direction, bend):
+    system = system_of(one_angle(1.9))
+    x = np.zeros((1, N_ATOMS, 3))
+    x[0, 0], x[0, 2] = [0.1, 0, 0], [direction * 0.15, 0.15 * bend, 0]
+    energies, forces = reference(system, x)
+    energy, gradient = Potential.of(terms_of(system), N_ATOMS).energy_and_gradient(torch.tensor(x))
+    assert torch.isfinite(gradient).all()
+    # OpenMM's arc cosine knows the angle to 1e-8 at best here, so neither it nor its force is exact
+    np.testing.assert_allclose(energy, energies, rtol=1e-6)
+    np.testing.assert_allclose(
+        -gradient, forces, rtol=1e-6, atol=1e-6 * np.abs(forces).max() + 1e-9
+    )
+
+
+def test_atoms_on_top_of_each_other_do_not_spoil_other_configurations():
+    potential = potential_of(nonbonded(), gbsa_obc(), bonds(), angles(), periodic_torsions())
+    x = torch.tensor(structures(0.02, 3))
+    expected, expected_gradient = potential.energy_and_gradient(x)
+    x[1, 1] = x[1, 0]
+    x[1, 5] = x[1, 2]
+    energy, gradient = potential.energy_and_gradient(x)
+    assert not torch.isfinite(energy[1])
+    torch.testing.assert_close(energy[::2], expected[::2], rtol=0, atol=0)
+    torch.testing.assert_close(gradient[::2], expected_gradient[::2], rtol=0, atol=0)
+
+
+def test_an_overlap_in_float32_is_infinite_not_nan():
+    potential = potential_of(nonbonded()).to(torch.float32, torch.device("cpu"))
+    x = torch.tensor(structures(0.0, 1), dtype=torch.float32)
+    x[0, 3] = x[0, 2] + 1e-5
+    energy, _ = potential.energy_and_gradient(x)
+    assert energy.item() == math.inf
+
+
+def custom() -> openmm.Force:
+    return openmm.CustomExternalForce("x^2")
+
+
+def cutoff() -> openmm.Force:
+    force = nonbonded()
+    force.setNonbondedMethod(force.CutoffNonPeriodic)
+    return force
+
+
+def periodic_bonds() -> openmm.Force:
+    force = bonds()
+    force.setUsesPeriodicBoundaryConditions(True)
+    return force
+
+
+def offsets() -> openmm.Force:
+    force = nonbonded()
+    force.addGlobalParameter("lambda", 1.0)
+    force.addParticleParameterOffset("lambda", 0, 0.1, 0.0, 0.0)
+    return force
+
+
+def gbsa_cutoff() -> openmm.Force:
+    force = gbsa_obc()
+    force.setNonbondedMethod(force.CutoffNonPeriodic)
+    return force
+
+
+def tiny_radius() -> openmm.Force:
+    force = gbsa_obc()
+    force.setParticleParameters(2, 0.1, 0.005, 0.8)
+    return force
+
+
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (custom, "CustomExternalForce .force 1.: it has no compiled form"),
+        (cutoff, "NonbondedForce .force 1.: its nonbonded method is not NoCutoff"),
+        (gbsa_cutoff, "GBSAOBCForce .force 1.: its nonbonded method is not NoCutoff"),
+        (offsets, "NonbondedForce .force 1.: it has parameter offsets"),
+        (periodic_bonds, "HarmonicBondForce .force 1.: it uses periodic boundary conditions"),
+        (tiny_radius, "atom 2 has a radius of 0.005 nm"),
+    ],
+)
+def test_what_is_not_covered_is_refused_by_class_and_index(make, reason):
+    with pytest.raises(UnsupportedForceError, match=reason):
+        terms_of(system_of(bonds(), make()))
+
+
+def test_virtual_sites_are_refused():
+    system = system_of(bonds())
+    system.setParticleMass(5, 0.0)
+    system.setVirtualSite(5, openmm.TwoParticleAverageSite(0, 1, 0.5, 0.5))
+    with pytest.raises(UnsupportedForceError, match="virtual sites"):
+        terms_of(system)
+
+
+def test_forces_without_energy_leave_no_term():
+    system = system_of(openmm.CMMotionRemover(), openmm.HarmonicBondForce())
+    assert terms_of(system) == ()
+    energy, gradient = Potential.of((), N_ATOMS).energy_and_gradient(torch.ones(2, N_ATOMS, 3))
+    assert energy.tolist() == [0.0, 0.0]
+    assert not gradient.any()
