@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -73,9 +74,9 @@ class _Torsions(BondedTerm):
 
     pattern = ((0, 0, 1), (1, 0, -1), (1, 2, 1), (2, 2, -1), (2, 1, -1), (3, 1, 1))
 
+    @abstractmethod
     def profile(self, cosine: Tensor, sine: Tensor) -> tuple[Tensor, Tensor]:
         """Energies and derivatives by the torsion, (n_torsions, batch) each."""
-        raise NotImplementedError
 
     def local(self, members: Sequence[Vector]) -> tuple[Tensor, tuple[Vector, ...]]:
         first, second, third, fourth = members
