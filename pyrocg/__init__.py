@@ -15,6 +15,7 @@ _PUBLIC = {
     "molecules": ("Molecule", "alanine_dipeptide", "peptide"),
     "energies.abstract": ("CappedEnergy", "Energy"),
     "energies.openmm": ("OpenMMEnergy",),
+    "energies.compiled": ("CompiledEnergy", "molecular_energy"),
     "energies.toy": ("DoubleWell", "GaussianMixture", "Harmonic", "ManyWell", "MuellerBrown"),
     "target": ("BoltzmannTarget",),
     "coordinates": ("CartesianCoordinates", "IdentityCoordinates", "InternalCoordinates"),
@@ -31,8 +32,9 @@ _PUBLIC = {
     "encoders": ("BasinPartition", "GaussianEncoder", "MixtureEncoder", "PartitionEncoder"),
     "cgmodel": ("CoarseGrainedModel", "Samples"),
     "tempering": ("AdaptiveSchedule", "FixedSchedule", "GeometricSchedule", "LinearSchedule"),
+    "objectives": ("PathGradientELBO",),
     "training": ("FitResult", "fit"),
-    "observables": ("Observable",),
+    "observables": ("Observable", "double_well_observables", "standard_observables"),
     "prediction": ("Prediction", "predict"),
 }
 _MODULE_OF = {name: module for module, names in _PUBLIC.items() for name in names}

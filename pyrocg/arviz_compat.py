@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 __all__ = ["inference_data", "pareto_smooth"]
+
+
+def _arviz() -> Any:
+    """Load ArviZ without the notice of its 0.23 that 1.0 is to come."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        import arviz
+    return arviz
+
+
+def _is_legacy(arviz: Any) -> bool:
+    return arviz.__version__.startswith("0.")  # 1.x still answers to some of the old names
 
 
 def pareto_smooth(log_weights: NDArray[np.float64]) -> tuple[NDArray[np.float64], float]:
@@ -41,9 +54,8 @@ def pareto_smooth(log_weights: NDArray[np.float64]) -> tuple[NDArray[np.float64]
 
 
 def _psislw(log_weights: NDArray[np.float64]) -> tuple[NDArray[np.float64], float]:
-    import arviz
-
-    if hasattr(arviz, "psislw"):
+    arviz = _arviz()
+    if _is_legacy(arviz):
         smoothed, k = arviz.psislw(log_weights)
         return np.asarray(smoothed), float(k)
     from arviz_stats.base import array_stats
@@ -60,9 +72,8 @@ def inference_data(groups: dict[str, dict[str, Any]], attrs: dict[str, Any], **o
         attrs: attributes of the posterior group.
         options: ``coords`` and ``dims`` of ``arviz.from_dict``.
     """
-    import arviz
-
-    if hasattr(arviz, "InferenceData"):
+    arviz = _arviz()
+    if _is_legacy(arviz):
         data = arviz.from_dict(**groups, **options)
     else:
         data = arviz.from_dict(groups, **options)

@@ -1,37 +1,55 @@
-"""Basins of a target: minima in reduced coordinates, with their Laplace approximations."""
+"""Basins of a target: where its mass is in reduced coordinates, found from the force field alone."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
 from pyrocg.coordinates import Coordinates
 from pyrocg.distributions import wrap
+from pyrocg.encoders import BasinPartition
 from pyrocg.energies.abstract import CappedEnergy
 from pyrocg.target import BoltzmannTarget
 
 __all__ = ["Basins", "find_basins"]
 
+Potential: TypeAlias = Callable[[Tensor], Tensor]
+"""From u (n, n_coordinates) to nats (n,), differentiable."""
+
+_FLATTEST = 0.05  # smallest curvature, in nats per squared unit of u, that a component may have
+
 
 @dataclass(frozen=True)
 class Basins:
-    r"""Minima of :math:`V(u) = \beta U(T(u)) - \log|\partial T/\partial u|` and their curvature.
+    r"""A soft partition of the target into components, with their Laplace approximations.
+
+    Component k is the part :math:`\pi(u)\, r(k|u)` of the target, r the partition around the
+    centres. With :math:`V(u) = \beta U(T(u)) - \log|\partial T/\partial u|`, its potential is
+    :math:`V_k(u) = V(u) - \log r(k|u)`.
 
     Attributes:
-        u: minima, shape ``(n_basins, n_coordinates)``, most populated first.
-        value: V there, in nats, shape ``(n_basins,)``.
-        covariance: :math:`(\nabla^2 V)^{-1}`, shape ``(n_basins, n_coordinates, n_coordinates)``.
-        columns: the coordinates that tell basins apart, shape ``(n_columns,)``.
-        energy_calls: configurations whose energy was evaluated for it.
+        u: the minimum of each :math:`V_k`, shape ``(n_basins, n_coordinates)``.
+        value: :math:`V_k` there, in nats, shape ``(n_basins,)``.
+        covariance: :math:`(\nabla^2 V_k)^{-1}` there, ``(n_basins, n_coordinates, n_coordinates)``.
+        columns: the coordinates that tell components apart, shape ``(n_columns,)``.
+        centres: centres of the partition in these columns, shape ``(n_basins, n_columns)``.
+        concentration: of the partition, shape ``(n_columns,)``.
+        n_minima: the first so many centres are minima of V, the others fill the gaps.
+        energy_calls: configurations whose energy was evaluated for all this.
     """
 
     u: Tensor
     value: Tensor
     covariance: Tensor
     columns: Tensor
+    centres: Tensor
+    concentration: Tensor
+    n_minima: int
     energy_calls: int
 
     def __len__(self) -> int:
@@ -39,7 +57,7 @@ class Basins:
 
     @property
     def log_z(self) -> Tensor:
-        r"""Laplace estimate of each basin's log Z, shape ``(n_basins,)``.
+        r"""Laplace estimate of each component's log Z, shape ``(n_basins,)``.
 
         .. math:: -V_k + \tfrac12 \log\det(2\pi \Sigma_k)
         """
@@ -54,7 +72,7 @@ class Basins:
         The leading ``latent_dim`` principal axes of the covariance of :attr:`columns` get the
         fraction ``share`` of their variance from z; the other coordinates follow by regression.
         Standard deviations of circular coordinates are bounded by 2.2 rad, where a wrapped normal
-        density is flat to 10 %.
+        density is flat to 18 %.
 
         Args:
             latent_dim: dimension of z.
@@ -86,19 +104,25 @@ def find_basins(
     *,
     starts: Tensor | int = 128,
     spread: float = 3.0,
-    steps: int = 400,
-    min_separation: float = 0.5,
+    steps: int = 200,
+    separation: float = 0.5,
     max_free_energy: float = 12.0,
-    max_basins: int = 12,
+    cover: float | None = 0.9,
+    max_energy: float = 9.0,
+    max_basins: int = 32,
+    concentration: float = 12.0,
     seed: int = 0,
 ) -> Basins:
-    r"""Find the basins of a target by minimising V from many starts. No data is needed.
+    r"""Find where the mass of a target is by minimising V from many starts. No data is needed.
 
     The starts fill the space of ``columns`` (a scrambled Sobol sequence: the circle where a
     column is circular, a normal distribution of standard deviation ``spread`` elsewhere), the other
     coordinates start at their reference. All are minimised together with Adam, on an energy capped
-    against overlaps, merged, polished with Newton steps, and ranked by the Laplace estimate of their
-    log Z.
+    against overlaps, merged, and polished with Newton steps: these minima are the first centres.
+    With ``cover``, further centres fill the gaps between them: the starts are minimised again with
+    their columns held fixed, and of those within ``max_energy`` of the lowest minimum the farthest
+    from all centres becomes the next centre, until none is farther than ``cover``. So passes and
+    flanks have components of their own too, and training cannot leave them out.
 
     Args:
         target: the density.
@@ -107,46 +131,57 @@ def find_basins(
             :attr:`Coordinates.rotatable`, or every coordinate if there is none.
         starts: how many, or the starts themselves, shape ``(n_starts, n_coordinates)``.
         spread: of the starts in columns that are not circular.
-        steps: Adam steps; each costs one energy call per start.
-        min_separation: minima whose columns all agree within this (rad, or units of u) are one.
-        max_free_energy: basins this many nats above the best by Laplace estimate are left out.
-        max_basins: the most populated so many are kept.
+        steps: Adam steps of each minimisation; each costs one energy call per start.
+        separation: minima whose columns all agree within this (rad, or units of u) are one.
+        max_free_energy: minima this many nats above the best by Laplace estimate are left out.
+        cover: largest distance in rad of a populated point from a centre; None for minima alone.
+            Used only if the columns are at most three and all circular.
+        max_energy: a point is populated if V there is at most so many nats above the lowest.
+        max_basins: at most so many minima, and centres in all.
+        concentration: of the partition in circular columns, see
+            :class:`~pyrocg.encoders.BasinPartition`; in others one over the minima's mean variance.
         seed: of the starts; the global generator is left alone.
 
     Raises:
         ValueError: no minimum was found.
     """
-    energy = target.energy.exact
+    energy, circular = target.energy.exact, coordinates.circular
     calls = energy.calls
     if columns is None:
         columns = coordinates.rotatable
         if len(columns) == 0:
-            columns = torch.arange(coordinates.n_coordinates)
+            columns = torch.arange(coordinates.n_coordinates, device=circular.device)
     if isinstance(starts, int):
         starts = _starts(coordinates, columns, starts, spread, seed)
-    exact = target.exact
-    u = _descend(exact, coordinates, starts.double(), steps)
-    value = _potential(exact, coordinates, u)
-    u = u[value.isfinite()][value[value.isfinite()].argsort()]
-    found: list[tuple[Tensor, Tensor, Tensor]] = []
-    for candidate in _distinct(u, columns, coordinates.circular, min_separation):
-        polished = _polish(exact, coordinates, candidate)
-        if polished is not None and not any(
-            _same(polished[0], other[0], columns, coordinates.circular, min_separation)
-            for other in found
-        ):
-            found.append(polished)
-    if not found:
-        raise ValueError(
-            f"expected minima from {len(starts)} starts, got none; give more steps or better starts"
-        )
-    basins = Basins(
-        *(torch.stack(part) for part in zip(*found, strict=True)), columns, energy.calls - calls
+    tamed, exact = _tamed(target, coordinates), _potential(target.exact, coordinates)
+    relaxed = _descend(tamed, starts.double(), steps)
+    minima, covariances = _minima(
+        exact, relaxed, columns, circular, separation, max_free_energy, max_basins
     )
-    order = basins.log_z.argsort(descending=True)[:max_basins]
-    order = order[basins.log_z[order] > basins.log_z.max() - max_free_energy]
+    points = minima
+    if cover is not None and len(columns) <= 3 and bool(circular[columns].all()):
+        held = _descend(tamed, starts.double(), steps, fixed=columns)
+        populated = held[_values(exact, held) < _values(exact, minima).min() + max_energy]
+        points = _fill(minima, populated, columns, cover, max_basins)
+    width = covariances.diagonal(dim1=-2, dim2=-1)[:, columns].mean(0)
+    kappa = torch.where(circular[columns], concentration, 1.0 / width)
+    centres = points[:, columns]
+    partition = BasinPartition(centres, columns, circular, kappa)
+    parts = []
+    for k, point in enumerate(points):
+        component = _component(exact, partition, k)
+        u, hessian = _newton(component, point)
+        values, vectors = torch.linalg.eigh(hessian)
+        covariance = (vectors / values.clamp(min=_FLATTEST)) @ vectors.mT
+        u = torch.where(circular, wrap(u), u)
+        parts.append((u, _values(component, u.unsqueeze(0))[0], covariance))
     return Basins(
-        basins.u[order], basins.value[order], basins.covariance[order], columns, basins.energy_calls
+        *(torch.stack(part) for part in zip(*parts, strict=True)),
+        columns=columns,
+        centres=centres,
+        concentration=kappa,
+        n_minima=len(minima),
+        energy_calls=energy.calls - calls,
     )
 
 
@@ -163,77 +198,130 @@ def _starts(
     return starts.to(coordinates.origin.device)
 
 
-def _potential(target: BoltzmannTarget, coordinates: Coordinates, u: Tensor) -> Tensor:
-    with torch.no_grad():
+def _potential(target: BoltzmannTarget, coordinates: Coordinates) -> Potential:
+    def potential(u: Tensor) -> Tensor:
         x, log_abs_det = coordinates(u)
         return -target.log_prob(x) - log_abs_det
 
+    return potential
 
-def _gradient(target: BoltzmannTarget, coordinates: Coordinates, u: Tensor) -> Tensor:
+
+def _tamed(target: BoltzmannTarget, coordinates: Coordinates) -> Potential:
+    """V on an energy that is capped against overlaps, 1000 nats up."""
+    cap = CappedEnergy(target.energy.exact, 1000.0 / target.beta, 100.0 / target.beta)
+    return _potential(BoltzmannTarget(cap, beta=target.beta), coordinates)
+
+
+def _component(potential: Potential, partition: BasinPartition, k: int) -> Potential:
+    return lambda u: potential(u) - torch.log_softmax(partition(u).logits, -1)[..., k]
+
+
+@torch.no_grad()
+def _values(potential: Potential, u: Tensor) -> Tensor:
+    return potential(u)
+
+
+def _gradient(potential: Potential, u: Tensor) -> Tensor:
     u = u.detach().requires_grad_()
-    x, log_abs_det = coordinates(u)
-    return torch.autograd.grad((-target.log_prob(x) - log_abs_det).sum(), u)[0]
+    return torch.autograd.grad(potential(u).sum(), u)[0]
 
 
-def _descend(target: BoltzmannTarget, coordinates: Coordinates, u: Tensor, steps: int) -> Tensor:
-    """Minimise V from every start by Adam, whose steps do not depend on the force's size."""
-    cap = CappedEnergy(target.energy, cap=1000.0 / target.beta, softness=100.0 / target.beta)
-    capped = BoltzmannTarget(cap, beta=target.beta)
+def _descend(
+    potential: Potential, u: Tensor, steps: int, fixed: Tensor | None = None
+) -> Tensor:
+    """Minimise from every start by Adam, whose steps do not depend on the force's size."""
     u = u.clone().requires_grad_()
     adam = torch.optim.Adam([u], lr=0.1, betas=(0.8, 0.95))
     rates = torch.optim.lr_scheduler.CosineAnnealingLR(adam, steps, eta_min=1e-3)
     for _ in range(steps):
-        gradient = _gradient(capped, coordinates, u)
-        u.grad = gradient.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
+        gradient = _gradient(potential, u).nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
+        if fixed is not None:
+            gradient[:, fixed] = 0.0
+        u.grad = gradient
         adam.step()
         rates.step()
     return u.detach()
 
 
-def _difference(a: Tensor, b: Tensor, circular: Tensor) -> Tensor:
-    return torch.where(circular, wrap(a - b), a - b)
-
-
-def _same(a: Tensor, b: Tensor, columns: Tensor, circular: Tensor, separation: float) -> bool:
-    difference = _difference(a, b, circular)[columns]
-    return bool((difference.abs() < separation).all())
-
-
-def _distinct(u: Tensor, columns: Tensor, circular: Tensor, separation: float) -> list[Tensor]:
-    """The lowest of each group of minima; u is sorted."""
-    kept: list[Tensor] = []
-    for candidate in u:
-        if not any(_same(candidate, other, columns, circular, separation) for other in kept):
-            kept.append(candidate)
-    return kept
-
-
-def _polish(
-    target: BoltzmannTarget, coordinates: Coordinates, u: Tensor, max_steps: int = 8
-) -> tuple[Tensor, Tensor, Tensor] | None:
-    """Newton steps on V; returns minimum, value and covariance, or None if it is a saddle."""
+def _newton(potential: Potential, u: Tensor, max_steps: int = 12) -> tuple[Tensor, Tensor]:
+    """Newton steps down to a minimum; returns it and the Hessian there."""
     for _ in range(max_steps):
-        hessian = _hessian(target, coordinates, u)
-        gradient = _gradient(target, coordinates, u.unsqueeze(0))[0]
+        hessian = _hessian(potential, u)
+        if not bool(hessian.isfinite().all()):
+            break
         values, vectors = torch.linalg.eigh(hessian)
-        if not bool(values.isfinite().all()):
-            return None
-        slopes = vectors.T @ gradient
-        step = vectors @ (slopes / values.abs().clamp(min=0.05)).clamp(-1.0, 1.0)
+        slopes = vectors.mT @ _gradient(potential, u.unsqueeze(0))[0]
+        step = vectors @ (slopes / values.abs().clamp(min=_FLATTEST)).clamp(-0.5, 0.5)
         if float(step.abs().max()) < 1e-4:
             break
         u = u - step
-    if float(values[0]) <= 0:
-        return None
-    covariance = (vectors / values) @ vectors.T
-    value = _potential(target, coordinates, u.unsqueeze(0))[0]
-    return torch.where(coordinates.circular, wrap(u), u), value, covariance
+    return u, hessian
 
 
-def _hessian(target: BoltzmannTarget, coordinates: Coordinates, u: Tensor) -> Tensor:
+def _hessian(potential: Potential, u: Tensor) -> Tensor:
     """Central differences of the gradient, all displacements in one batch."""
     step = 1e-4 * torch.eye(len(u), dtype=u.dtype, device=u.device)
-    gradients = _gradient(target, coordinates, torch.cat([u + step, u - step]))
-    forward, backward = gradients.chunk(2)
+    forward, backward = _gradient(potential, torch.cat([u + step, u - step])).chunk(2)
     hessian = (forward - backward) / 2e-4
-    return 0.5 * (hessian + hessian.T)
+    return 0.5 * (hessian + hessian.mT)
+
+
+def _minima(
+    potential: Potential,
+    u: Tensor,
+    columns: Tensor,
+    circular: Tensor,
+    separation: float,
+    max_free_energy: float,
+    max_basins: int,
+) -> tuple[Tensor, Tensor]:
+    """The distinct minima among relaxed starts, most populated first, and their covariances."""
+    value = _values(potential, u)
+    sorted_u = u[value.isfinite()][value[value.isfinite()].argsort()]
+    found: list[tuple[Tensor, Tensor]] = []
+    log_z: list[float] = []
+    for candidate in _distinct(sorted_u, columns, circular, separation):
+        minimum, hessian = _newton(potential, candidate)
+        known = torch.stack([m for m, _ in found]) if found else minimum.new_zeros(0, len(minimum))
+        if bool(hessian.isfinite().all()) and float(torch.linalg.eigvalsh(hessian)[0]) > 0:
+            if bool(_near(minimum, known, columns, circular, separation).any()):
+                continue
+            minimum = torch.where(circular, wrap(minimum), minimum)
+            found.append((minimum, torch.linalg.inv(hessian)))
+            height = float(_values(potential, minimum.unsqueeze(0))[0])
+            log_z.append(-height - 0.5 * float(torch.logdet(hessian)))
+    if not found:
+        raise ValueError(
+            f"expected minima from {len(u)} starts, got none; give more steps or better starts"
+        )
+    order = torch.tensor(log_z).argsort(descending=True)[:max_basins].tolist()
+    order = [k for k in order if log_z[k] > max(log_z) - max_free_energy]
+    return torch.stack([found[k][0] for k in order]), torch.stack([found[k][1] for k in order])
+
+
+def _near(
+    u: Tensor, others: Tensor, columns: Tensor, circular: Tensor, separation: float
+) -> Tensor:
+    """Which of others (m, n_coordinates) agree with u (n_coordinates) in all columns."""
+    difference = torch.where(circular, wrap(u - others), u - others)[:, columns]
+    return (difference.abs() < separation).all(-1)
+
+
+def _distinct(u: Tensor, columns: Tensor, circular: Tensor, separation: float) -> Tensor:
+    """The first of each group of agreeing rows."""
+    kept = u[:1]
+    for candidate in u[1:]:
+        if not bool(_near(candidate, kept, columns, circular, separation).any()):
+            kept = torch.cat([kept, candidate.unsqueeze(0)])
+    return kept
+
+
+def _fill(points: Tensor, candidates: Tensor, columns: Tensor, cover: float, most: int) -> Tensor:
+    """Add the candidate farthest from all points, until none is farther than ``cover``."""
+    while len(candidates) and len(points) < most:
+        gaps = wrap(candidates[:, None, columns] - points[None, :, columns])
+        distance = gaps.norm(dim=-1).min(dim=1).values
+        if float(distance.max()) <= cover:
+            break
+        points = torch.cat([points, candidates[distance.argmax()].unsqueeze(0)])
+    return points

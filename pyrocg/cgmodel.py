@@ -20,7 +20,6 @@ Source: Schöberl, Zabaras and Koutsourelakis (2020), arXiv:2002.10148, equation
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -108,7 +107,7 @@ class ExtendedTarget(nn.Module):
             x, log_abs_det = self.coordinates(u)
             log_boltzmann = self.target.log_prob(x)
             pyro.deterministic("x", x, event_dim=len(self.target.event_shape))
-            pyro.deterministic("log_boltzmann", log_boltzmann)
+            pyro.deterministic("log_boltzmann", log_boltzmann, event_dim=0)
             pyro.factor("boltzmann", self.temper * log_boltzmann + log_abs_det)
             encoded = self.encoder(u)
             if isinstance(encoded, dist.Distribution):
@@ -206,7 +205,6 @@ class CoarseGrainedModel(nn.Module):
         *,
         latent_dim: int = 2,
         share: float = 0.3,
-        concentration: float = 4.0,
         n_couplings: int = 6,
         hidden: Sequence[int] = (128, 128),
         n_modes: int = 4,
@@ -224,25 +222,20 @@ class CoarseGrainedModel(nn.Module):
             basins: default :func:`~pyrocg.basins.find_basins`.
             latent_dim: dimension of z in each component.
             share: fraction of the basins' variance that z explains at the start, in (0, 1).
-            concentration: of the partition into basins, see
-                :class:`~pyrocg.encoders.BasinPartition`; per variance unit where not circular.
             n_couplings: coupling layers of the decoder.
             hidden: hidden layers of each coupling, and of the encoder.
             n_modes: Gaussians of the encoder.
         """
         basins = basins or find_basins(target, coordinates)
-        circular, columns = coordinates.circular, basins.columns
+        circular, columns, dtype = coordinates.circular, basins.columns, coordinates.origin.dtype
         loadings, residual = basins.linear_gaussian(latent_dim, circular, share)
         decoder = CouplingDecoder(circular, latent_dim, len(basins), n_couplings, hidden)
         decoder.start_linear(basins.u, loadings, residual)
         encoder = MixtureEncoder(circular, latent_dim, n_modes, hidden, len(basins))
         variance = residual.diagonal(dim1=-2, dim2=-1)
         encoder.start_posterior(basins.u, loadings, variance, columns)
-        width = basins.covariance.diagonal(dim1=-2, dim2=-1)[:, columns].mean(0)
-        kappa = torch.where(circular[columns], concentration, 1.0 / width)
-        dtype = coordinates.origin.dtype
         partition = BasinPartition(
-            basins.u[:, columns].to(dtype), columns, circular, kappa.to(dtype)
+            basins.centres.to(dtype), columns, circular, basins.concentration.to(dtype)
         )
         return cls(
             target,
@@ -373,8 +366,9 @@ def _register_parameters(name: str, module: nn.Module) -> None:
     own = {id(p) for m in module.modules() if isinstance(m, pyro.nn.PyroModule) for p in m.parameters()}
     for key, parameter in module.named_parameters():
         if parameter.requires_grad and id(parameter) not in own:
-            parameter.unconstrained = weakref.ref(parameter)  # type: ignore[attr-defined]
+            alias = parameter.view_as(parameter)  # bare, so that the parameter can be pickled
+            alias.unconstrained = lambda p=parameter: p  # type: ignore[attr-defined]
             site = f"{name}$$${key}"
-            effectful(type="param")(lambda *_, p=parameter, **__: p)(
-                site, parameter, constraint=dist.constraints.real, event_dim=None, name=site
+            effectful(type="param")(lambda *_, value=alias, **__: value)(
+                site, alias, constraint=dist.constraints.real, event_dim=None, name=site
             )

@@ -92,6 +92,7 @@ class CouplingDecoder(nn.Module):
     centres: Tensor
     real_centres: Tensor
     scale_tril: Tensor
+    inverse_tril: Tensor
     circular_index: Tensor
     real_index: Tensor
     order: Tensor
@@ -117,6 +118,7 @@ class CouplingDecoder(nn.Module):
         self.register_buffer("centres", torch.zeros(groups, n_circular))
         self.register_buffer("real_centres", torch.zeros(groups, n_real))
         self.register_buffer("scale_tril", torch.eye(n_real).repeat(groups, 1, 1))
+        self.register_buffer("inverse_tril", torch.eye(n_real).repeat(groups, 1, 1))
         self.loadings = nn.Parameter(torch.zeros(groups, latent_dim, n_circular))
         self.real_loadings = nn.Parameter(torch.zeros(groups, latent_dim, n_real))
         self.log_scale = nn.Parameter(torch.zeros(groups, n_circular))
@@ -129,7 +131,7 @@ class CouplingDecoder(nn.Module):
         n_condition = 2 * n_circular + latent_dim + n_components
         self.couplings = nn.ModuleList(
             AffineCoupling(n_real, n_condition, hidden, flip=bool(i % 2))
-            for i in range(n_couplings)
+            for i in range(n_couplings if n_real else 0)
         )
 
     def forward(self, z: Tensor, component: Tensor | None = None) -> CouplingDistribution:
@@ -189,7 +191,8 @@ class CouplingDecoder(nn.Module):
             self.real_loadings[k] = (w[:, r] - w[:, c] @ slopes).to(to)
             self.log_scale[k] = 0.5 * s.diagonal()[c].log().to(to)
             self.slopes[k] = slopes.to(to)
-            self.scale_tril[k] = torch.linalg.cholesky(residual).to(to)
+            tril = torch.linalg.cholesky(residual)
+            self.scale_tril[k], self.inverse_tril[k] = tril.to(to), torch.linalg.inv(tril).to(to)
 
 
 class AffineCoupling(nn.Module):
@@ -282,9 +285,8 @@ class CouplingDistribution(TorchDistribution):
         tau, v = value.index_select(-1, d.circular_index), value.index_select(-1, d.real_index)
         loc, scale = d.torsion_parameters(z, k)
         log_prob = wrapped_normal_log_prob(tau, loc, scale).sum(-1)
-        residual = (v - d.conditional_centre(tau, z, k)).unsqueeze(-1)
-        tril = d.scale_tril[k].expand(*residual.shape[:-2], -1, -1)
-        xi = torch.linalg.solve_triangular(tril, residual, upper=False).squeeze(-1)
+        residual = v - d.conditional_centre(tau, z, k)
+        xi = _select(torch.einsum("...j,kij->...ki", residual, d.inverse_tril), k)
         condition = d.condition(tau, z, k)
         for coupling in reversed(list(d.couplings)):
             xi, log_abs_det = coupling.inverse(xi, condition)

@@ -194,9 +194,10 @@ class StratifiedCategorical(TorchDistribution):
         shape = self._extended_shape(torch.Size(sample_shape))
         n, device = shape.numel(), self.probs.device
         with torch.no_grad():
-            offsets = torch.arange(n, device=device) + torch.rand((), device=device)
+            start = torch.rand((), dtype=torch.float64, device=device)
+            offsets = (torch.arange(n, device=device) + start) / n
             edges = self.probs.double().cumsum(0)
-            component = torch.searchsorted(edges / edges[-1], offsets.double() / n, right=True)
+            component = torch.searchsorted(edges / edges[-1], offsets, right=True)
             component = component.clamp(max=len(self.probs) - 1)
             return component[torch.randperm(n, device=device)].reshape(shape)
 

@@ -85,7 +85,8 @@ class MixtureEncoder(nn.Module):
         self.linear = nn.Parameter(torch.zeros(groups, self.features.n_features, latent_dim))
         self.offset = nn.Parameter(torch.zeros(groups, latent_dim))
         self.log_scale = nn.Parameter(torch.zeros(groups, latent_dim))
-        self.mode_shift = nn.Parameter(0.1 * torch.randn(n_modes, latent_dim))
+        shift = 0.1 * torch.randn(n_modes, latent_dim)
+        self.mode_shift = nn.Parameter(shift - shift.mean(0))
 
     def forward(self, u: Tensor, component: Tensor | None = None) -> TorchDistributionMixin:
         """Return r(z|u), or r(z|u, k) for components of shape ``(...)``."""
@@ -112,7 +113,8 @@ class MixtureEncoder(nn.Module):
 
         .. math:: P = I + W S^{-1} W^T, \quad z|u \sim N(P^{-1} W S^{-1} (u - m),\, P^{-1}),
 
-        with :math:`\sin(u_j - m_j)` in place of the difference where j is circular.
+        with :math:`\sin(u_j - m_j)` in place of the difference where j is circular. Of the
+        covariance only the diagonal, the variances of z|u, is kept.
 
         Args:
             mean: m, shape ``(n_components, n_coordinates)``.

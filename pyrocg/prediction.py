@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -158,7 +159,7 @@ class Prediction:
         if not all(0 < p < 1 for p in probs):
             raise ValueError(f"expected probabilities between 0 and 1, got {list(probs)}")
         observable, weights = self._observable(name), self.weights(corrected)
-        values, p = torch.from_numpy(self.values[name]), torch.tensor(probs)
+        values, p = torch.from_numpy(self.values[name]), torch.tensor(probs, dtype=torch.float64)
         centres = weighted_quantiles(weights, values, p)
         draws = bootstrap_quantiles(weights, values, p, self.n_draws, self.seed)
         return [
@@ -188,8 +189,11 @@ class Prediction:
         edges = tuple(self._edges(name, bins, limits) for name in names)
         index, inside = np.zeros(len(self.log_weights), dtype=np.int64), True
         for name, edge in zip(names, edges, strict=True):
-            place = np.searchsorted(edge, self.values[name], side="right") - 1
-            place[self.values[name] == edge[-1]] = bins - 1
+            values = self.values[name]
+            if self._observable(name).circular:
+                values = edge[0] + (values - edge[0]) % (2 * math.pi)
+            place = np.searchsorted(edge, values, side="right") - 1
+            place[values == edge[-1]] = bins - 1
             inside = inside & (place >= 0) & (place < bins)
             index = index * bins + np.clip(place, 0, bins - 1)
         weights = self.weights(corrected) * torch.from_numpy(inside)
@@ -275,9 +279,14 @@ class Prediction:
         import mdtraj
 
         path = Path(path)
-        mdtraj.Trajectory(self.positions, molecule.mdtraj_topology).save(str(path))
         weights = path.with_suffix(".weights.txt")
-        np.savetxt(weights, self.weights().numpy(), header="importance weight of each frame, mean 1")
+        header = "importance weight of each frame, mean 1"
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
+            frames, beside = Path(folder, path.name), Path(folder, weights.name)
+            mdtraj.Trajectory(self.positions, molecule.mdtraj_topology).save(str(frames))
+            np.savetxt(beside, self.weights().numpy(), header=header)
+            frames.replace(path)
+            beside.replace(weights)
         return weights
 
     def _observable(self, name: str) -> Observable:
@@ -298,6 +307,8 @@ class Prediction:
             values = self.values[name]
             circular = self._observable(name).circular
             limits = (-math.pi, math.pi) if circular else (values.min(), values.max())
+            if limits[0] == limits[1]:  # all the same: a bar of width 1
+                limits = (limits[0] - 0.5, limits[1] + 0.5)
         return np.linspace(*limits, bins + 1)
 
 
@@ -315,7 +326,7 @@ def predict(
     r"""Predict equilibrium averages with credible intervals.
 
     Draws samples of the generator, weighs them in the extended space by
-    :math:`w = e^{-eta U} |\partial T/\partial u|\, r / (p\, q)` at t = 1 with the uncapped
+    :math:`w = e^{-\beta U} |\partial T/\partial u|\, r / (p\, q)` at t = 1 with the uncapped
     energy, and evaluates the observables. Of a mixture latent, 5 % of the samples are spread evenly
     over the components, so that rare basins get precise averages too.
 
@@ -414,7 +425,7 @@ def _defensive_shares(model: CoarseGrainedModel) -> Iterator[None]:
     try:
         yield
     finally:
-        model.prior.set_shares(shares)
+        model.prior.shares.copy_(shares)
 
 
 def _plain_log_weights(

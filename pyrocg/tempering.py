@@ -7,7 +7,6 @@ samples drawn at t.
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -159,7 +158,7 @@ class GeometricSchedule(_TimedSchedule):
     def next(
         self, t: float, progress: float, samples: WeightedEnergies | None = None
     ) -> float:
-        return math.exp(math.log(self.start) * (1 - min(1.0, progress / self.until)))
+        return self.start ** (1 - min(1.0, progress / self.until))
 
 
 @dataclass(frozen=True)
@@ -227,11 +226,13 @@ class AdaptiveSchedule(TemperingSchedule):
         energy = samples.reduced_energy[finite].double()
         log_w = samples.log_weights[finite].double()
         delta = min(self.max_step, 1 - t)
-        while len(energy) and delta > self.min_step and not self._accepts(energy, log_w, delta):
+        while delta > self.min_step and not self._accepts(energy, log_w, delta):
             delta *= 0.5
         return min(1.0, t + max(delta, min(self.min_step, 1 - t)))
 
     def _accepts(self, energy: Tensor, log_weights: Tensor, delta: float) -> bool:
+        if len(energy) == 0:
+            return False
         increase = float(kl_increase(energy, log_weights, delta))
         ess = float(conditional_ess(energy, log_weights, delta))
         return increase <= self.max_kl_increase and ess >= self.min_ess

@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pyro.infer import ELBO, Trace_ELBO
+from pyro.infer import ELBO
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from pyrocg.cgmodel import CoarseGrainedModel
 from pyrocg.checkpoint import load_state, save_state
+from pyrocg.objectives import PathGradientELBO
 from pyrocg.priors import StratifiedPrior
 from pyrocg.tempering import FixedSchedule, TemperingSchedule, WeightedEnergies
 from pyrocg.weights import component_shares, ess, log_mean_exp
@@ -79,6 +80,7 @@ def fit(
     checkpoint: str | Path | None = None,
     checkpoint_seconds: float = 30.0,
     progress: bool = True,
+    interrupted: Callable[[], bool] | None = None,
 ) -> FitResult:
     r"""Minimise the reverse KL by SVI, while t goes to 1 by a schedule.
 
@@ -97,7 +99,8 @@ def fit(
         learning_rate: peak learning rate of the default optimiser.
         optimizer: from parameters to an optimiser; default ``torch.optim.Adam``. Its own learning
             rates are scaled by warmup and cosine.
-        loss: a Pyro ELBO; default ``Trace_ELBO()``. Not ``TraceMeanField_ELBO``.
+        loss: a Pyro ELBO; default :class:`~pyrocg.objectives.PathGradientELBO`. Not
+            ``TraceMeanField_ELBO``, which is wrong for this pair.
         schedule: of t; default no tempering.
         clip_norm: bound on the norm of the gradient of all parameters.
         warmup: fraction of the steps in which the learning rate warms up.
@@ -109,14 +112,26 @@ def fit(
         checkpoint: file to write to, and to resume from if it exists.
         checkpoint_seconds: shortest time between two writes.
         progress: show a progress bar.
+        interrupted: asked after every step; if true, a checkpoint is written and the training
+            ends with ``KeyboardInterrupt``, so that a signal costs nothing.
 
     Raises:
         ValueError: an argument is out of range.
+        FileNotFoundError: the checkpoint's folder does not exist.
         FloatingPointError: 100 steps in a row gave no finite loss and gradient.
     """
-    _check_arguments(steps, num_samples, learning_rate, evaluate_every, evaluate_samples)
+    _check_counts(
+        steps=steps,
+        num_samples=num_samples,
+        evaluate_every=evaluate_every,
+        evaluate_samples=evaluate_samples,
+        patience=1 if patience is None else patience,
+    )
+    _check_rates(learning_rate, clip_norm, warmup)
+    if checkpoint is not None and not Path(checkpoint).parent.is_dir():
+        raise FileNotFoundError(f"expected the folder of {checkpoint} to exist; make it first")
     schedule = schedule or FixedSchedule()
-    elbo = (loss or Trace_ELBO())(model.model, model.guide)
+    elbo = (loss or PathGradientELBO())(model.model, model.guide)
     parameters = [p for p in elbo.parameters() if p.requires_grad]
     if optimizer is None:
         opt: torch.optim.Optimizer = torch.optim.Adam(parameters, lr=learning_rate)
@@ -137,6 +152,7 @@ def fit(
         patience=patience,
         checkpoint=None if checkpoint is None else Path(checkpoint),
         checkpoint_seconds=checkpoint_seconds,
+        interrupted=interrupted or (lambda: False),
     )
     with torch.random.fork_rng(devices=_cuda_devices(parameters)):
         torch.manual_seed(seed)
@@ -158,6 +174,7 @@ class _Counters:
     best_step: int = 0
     best_elbo: float = -math.inf
     stale_evaluations: int = 0
+    balanced: bool = False
     history: dict[str, list[float]] = field(default_factory=lambda: {c: [] for c in _COLUMNS})
 
 
@@ -177,6 +194,7 @@ class _Run:
     patience: int | None
     checkpoint: Path | None
     checkpoint_seconds: float
+    interrupted: Callable[[], bool]
 
     def __post_init__(self) -> None:
         self.counters = _Counters()
@@ -193,7 +211,11 @@ class _Run:
         saved = time.monotonic()
         bar = tqdm(total=self.steps, initial=c.step, disable=not progress, unit="step")
         converged = self._converged()
-        with bar:
+        if c.step < self.steps and not converged:
+            self._unbalance()
+        with bar, warnings.catch_warnings():
+            # torch takes a skipped first step for a wrong order of calls
+            warnings.filterwarnings("ignore", "Detected call of .lr_scheduler.step", UserWarning)
             while c.step < self.steps and not converged:
                 self._step()
                 evaluated = c.step % self.evaluate_every == 0 or c.step == self.steps
@@ -209,13 +231,24 @@ class _Run:
                 if time.monotonic() - saved > self.checkpoint_seconds:
                     self._save()
                     saved = time.monotonic()
-            self._balance()
+                if self.interrupted():
+                    self._save()
+                    raise KeyboardInterrupt
+            if not c.balanced:
+                self._balance()
             c.energy_calls = energy.calls - calls_before
         self._save()
         return "converged" if converged else "finished"
 
+    def _unbalance(self) -> None:
+        """Train the components of a mixture latent in equal shares."""
+        self.counters.balanced = False
+        if isinstance(self.model.prior, StratifiedPrior):
+            self.model.prior.set_shares(torch.ones_like(self.model.prior.shares))
+
     def _balance(self) -> None:
         """Give the components of a mixture latent their weights, which training keeps equal."""
+        self.counters.balanced = True
         if isinstance(self.model.prior, StratifiedPrior):
             samples = [self.model.sample(self.evaluate_samples) for _ in range(10)]
             shares = component_shares(
@@ -228,8 +261,6 @@ class _Run:
 
     def _step(self) -> None:
         c = self.counters
-        if not self.schedule.needs_samples:
-            self.model.temper = self.schedule.next(self.model.temper, c.step / self.steps)
         self.optimizer.zero_grad(set_to_none=True)
         loss = self.elbo(self.num_samples) / self.num_samples
         loss.backward()
@@ -247,6 +278,8 @@ class _Run:
                 )
         self.rates.step()
         c.step += 1
+        if not self.schedule.needs_samples:
+            self.model.temper = self.schedule.next(self.model.temper, c.step / self.steps)
 
     def _evaluate(self) -> None:
         c, t = self.counters, self.model.temper
@@ -324,6 +357,8 @@ class _Run:
                 "in the prior",
                 stacklevel=3,
             )
+        if c.best_elbo == -math.inf:  # t never reached 1
+            self.best_state, c.best_step = self._model_state(), c.step
         return FitResult(
             model=self.model,
             steps=c.step,
@@ -337,20 +372,19 @@ class _Run:
         )
 
 
-def _check_arguments(
-    steps: int, num_samples: int, learning_rate: float, evaluate_every: int, evaluate_samples: int
-) -> None:
-    counts = {
-        "steps": steps,
-        "num_samples": num_samples,
-        "evaluate_every": evaluate_every,
-        "evaluate_samples": evaluate_samples,
-    }
+def _check_counts(**counts: int) -> None:
     for name, value in counts.items():
         if value < 1:
             raise ValueError(f"expected {name} of at least 1, got {value}")
+
+
+def _check_rates(learning_rate: float, clip_norm: float, warmup: float) -> None:
     if not learning_rate > 0:
         raise ValueError(f"expected a learning rate above 0, got {learning_rate}")
+    if not clip_norm > 0:
+        raise ValueError(f"expected clip_norm above 0, got {clip_norm}")
+    if not 0 <= warmup <= 1:
+        raise ValueError(f"expected warmup in [0, 1], got {warmup}")
 
 
 def _warmup_cosine(steps: int, warmup: float) -> Callable[[int], float]:

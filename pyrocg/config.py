@@ -1,0 +1,469 @@
+"""The options of a run as frozen dataclasses: defaults, limits, TOML in and out. Imports no torch.
+
+A value comes from the command line, else from the file, else from the preset of the system, else
+from the kind (of model, schedule, ...). An option that does not apply to the chosen kind is None,
+and refused when given.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, TypeAlias, get_args, get_origin, get_type_hints
+
+__all__ = [
+    "Config",
+    "Option",
+    "SECTIONS",
+    "SYSTEMS",
+    "options",
+    "parse",
+    "read_toml",
+    "resolve",
+    "to_toml",
+]
+
+Values: TypeAlias = Mapping[str, Mapping[str, Any]]
+
+SYSTEMS = ("double-well", "alanine-dipeptide", "pdb", "peptide")
+
+# What to tune. Preset of each system: section -> kind ("" where there are none) -> values.
+_MOLECULE: dict[str, dict[str, dict[str, Any]]] = {
+    "model": {"basins": {"latent_dim": 2, "n_couplings": 6, "hidden": (128, 128)}},
+    "fit": {"": {"steps": 6000, "num_samples": 252, "learning_rate": 3e-3}},
+}
+_PRESETS: dict[str, dict[str, dict[str, dict[str, Any]]]] = {
+    "double-well": {
+        "model": {
+            "basins": {"latent_dim": 1, "n_couplings": 4, "hidden": (64, 64)},
+            "gaussian": {"latent_dim": 1, "hidden": (100, 100)},
+        },
+        "fit": {"": {"steps": 600, "num_samples": 256, "learning_rate": 3e-3}},
+    },
+    "alanine-dipeptide": _MOLECULE,
+    "pdb": _MOLECULE,
+    "peptide": _MOLECULE,
+}
+
+# What applies to each kind, with its default.
+_ENGINE = {"engine": "auto", "platform": None, "workers": None}
+_DEFAULT_FORCEFIELD = ("amber14-all.xml", "implicit/obc2.xml")
+_KINDS: dict[str, dict[str, dict[str, Any]]] = {
+    "system": {
+        "double-well": {"tilt": 1.0},
+        "alanine-dipeptide": {"forcefield": ("amber96-obc",), "temperature": 330.0, **_ENGINE},
+        "pdb": {
+            "pdb": None,
+            "forcefield": _DEFAULT_FORCEFIELD,
+            "temperature": 300.0,
+            **_ENGINE,
+        },
+        "peptide": {
+            "peptide": None,
+            "forcefield": _DEFAULT_FORCEFIELD,
+            "temperature": 300.0,
+            **_ENGINE,
+        },
+    },
+    "coordinates": {"identity": {}, "internal": {}, "cartesian": {}},
+    "model": {
+        "basins": {
+            "latent_dim": 2,
+            "starts": 128,
+            "share": 0.3,
+            "concentration": 4.0,
+            "n_couplings": 6,
+            "hidden": (128, 128),
+            "n_modes": 4,
+        },
+        "gaussian": {"latent_dim": 2, "hidden": (100, 100, 100), "variance": "network"},
+    },
+    "schedule": {
+        "fixed": {},
+        "linear": {"start": 0.1, "until": 0.5},
+        "geometric": {"start": 0.01, "until": 0.5},
+        "adaptive": {
+            "start": 0.01,
+            "until": 0.8,
+            "max_kl_increase": 0.1,
+            "min_ess": 0.5,
+            "max_step": 0.1,
+        },
+    },
+    "fit": {
+        "": {
+            "steps": 5000,
+            "num_samples": 256,
+            "learning_rate": 1e-3,
+            "clip_norm": 100.0,
+            "warmup": 0.02,
+            "evaluate_every": 100,
+            "evaluate_samples": 1024,
+            "patience": None,
+            "seed": 0,
+            "checkpoint_seconds": 30.0,
+        }
+    },
+    "predict": {"": {"num_samples": 100_000, "level": 0.95, "seed": 0, "state": "last"}},
+    "run": {"": {"threads": None, "save_samples": False}},
+}
+_FIRST_KIND = {"coordinates": "internal", "model": "basins", "schedule": "fixed"}
+
+
+def _option(description: str, flag: str | None = None, **limits: Any) -> Any:
+    """A field with its help, its flag if that is not its name, and the limits of its values."""
+    return field(metadata={"help": description, "flag": flag, **limits})
+
+
+@dataclass(frozen=True)
+class SystemOptions:
+    """[system]: whose Boltzmann density is learned."""
+
+    kind: str = _option("what to learn", choices=SYSTEMS)
+    tilt: float | None = _option("c of the double well; 0 makes it symmetric")
+    pdb: str | None = _option("structure file with all hydrogens (PDB or mmCIF)")
+    peptide: str | None = _option("one-letter sequence of a capped peptide, such as AAA")
+    forcefield: tuple[str, ...] | None = _option(
+        "OpenMM force-field files, or amber96-obc or ff96-obc1 for alanine-dipeptide"
+    )
+    temperature: float | None = _option("in K", above=0)
+    engine: str | None = _option("what computes energies", choices=("auto", "compiled", "openmm"))
+    platform: str | None = _option("OpenMM platform (Reference, CPU, CUDA, ...); engine openmm")
+    workers: int | None = _option("processes that share a batch; engine openmm", low=1)
+
+
+@dataclass(frozen=True)
+class CoordinatesOptions:
+    """[coordinates]: the variables without rigid motion."""
+
+    kind: str = _option(
+        "reduced coordinates (a toy has its own)",
+        "coordinates",
+        choices=("identity", "internal", "cartesian"),
+    )
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """[model]: prior, decoder and encoder."""
+
+    kind: str = _option(
+        "basins: a mixture latent, one component for each basin, with a coupling decoder; "
+        "gaussian: Gaussian decoder and encoder, as in the paper",
+        "model",
+        choices=("basins", "gaussian"),
+    )
+    latent_dim: int = _option("number of collective variables z", low=1)
+    hidden: tuple[int, ...] = _option("sizes of the hidden layers", low=1)
+    starts: int | None = _option("of the search for basins", low=1)
+    share: float | None = _option(
+        "fraction of the basins' variance that z explains at the start", above=0, below=1
+    )
+    concentration: float | None = _option("sharpness of the partition into basins", above=0)
+    n_couplings: int | None = _option("coupling layers of the decoder", low=1)
+    n_modes: int | None = _option("Gaussians of the encoder", low=1)
+    variance: str | None = _option("of the Gaussians", choices=("network", "constant"))
+
+
+@dataclass(frozen=True)
+class ScheduleOptions:
+    """[schedule]: of the tempering factor t."""
+
+    kind: str = _option(
+        "tempering", "schedule", choices=("fixed", "linear", "geometric", "adaptive")
+    )
+    start: float | None = _option("first t", "schedule-start", above=0, high=1)
+    until: float | None = _option(
+        "fraction of the steps at which t is 1", "schedule-until", above=0, high=1
+    )
+    max_kl_increase: float | None = _option("bound of a step in t, nats", above=0)
+    min_ess: float | None = _option("bound on the conditional ESS", above=0, below=1)
+    max_step: float | None = _option("largest step in t", above=0, high=1)
+
+
+@dataclass(frozen=True)
+class FitOptions:
+    """[fit]: the training."""
+
+    steps: int = _option("training steps", low=1)
+    num_samples: int = _option("samples, and energy calls, in each step", low=1)
+    learning_rate: float = _option("peak learning rate of Adam", above=0)
+    clip_norm: float = _option("bound on the norm of the gradient", above=0)
+    warmup: float = _option("fraction of the steps in which the rate warms up", low=0, high=1)
+    evaluate_every: int = _option("steps between evaluations", low=1)
+    evaluate_samples: int = _option("samples of an evaluation", low=1)
+    patience: int | None = _option("evaluations without progress before it stops early", low=1)
+    seed: int = _option("of basins, networks and training", low=0)
+    checkpoint_seconds: float = _option("shortest time between two checkpoints", low=0)
+
+
+@dataclass(frozen=True)
+class PredictOptions:
+    """[predict]: samples and intervals."""
+
+    num_samples: int = _option("samples to predict from", "predict-samples", low=1)
+    level: float = _option("probability that an interval holds", above=0, below=1)
+    seed: int = _option("of the samples", "predict-seed", low=0)
+    state: str = _option("of the training", choices=("last", "best"))
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """[run]: the machine and the files."""
+
+    threads: int | None = _option("threads of torch; default one for each core", low=1)
+    save_samples: bool = _option("write the sampled configurations to samples.npz")
+
+
+@dataclass(frozen=True)
+class Config:
+    """Every option of a run, resolved."""
+
+    system: SystemOptions
+    coordinates: CoordinatesOptions
+    model: ModelOptions
+    schedule: ScheduleOptions
+    fit: FitOptions
+    predict: PredictOptions
+    run: RunOptions
+
+
+SECTIONS: dict[str, type] = {
+    "system": SystemOptions,
+    "coordinates": CoordinatesOptions,
+    "model": ModelOptions,
+    "schedule": ScheduleOptions,
+    "fit": FitOptions,
+    "predict": PredictOptions,
+    "run": RunOptions,
+}
+
+
+@dataclass(frozen=True)
+class Option:
+    """One option as the command line and the validation see it.
+
+    Attributes:
+        section: its table in the file.
+        key: its name there.
+        type: int, float, str or bool; of the items, if it is a list.
+        is_list: whether it takes several values.
+        limits: ``low``, ``high`` (inclusive), ``above``, ``below`` (exclusive), ``choices``.
+        help: what it is.
+        flag: on the command line, without dashes.
+    """
+
+    section: str
+    key: str
+    type: type
+    is_list: bool
+    limits: Mapping[str, Any]
+    help: str
+    flag: str
+
+    def expected(self) -> str:
+        """What is accepted, in words."""
+        words = {int: "an integer", float: "a number", str: "text", bool: "true or false"}
+        if "choices" in self.limits:
+            return "one of " + ", ".join(self.limits["choices"])
+        signs = {"low": "of at least", "above": "above", "high": "at most", "below": "below"}
+        parts = [f"{signs[k]} {v}" for k, v in self.limits.items() if k in signs]
+        what = " ".join([words[self.type], " and ".join(parts)]).strip()
+        return f"a list, each {what}" if self.is_list else what
+
+    def check(self, value: Any) -> Any:
+        """Return the value in its type.
+
+        Raises:
+            ValueError: it has another type or is out of range.
+        """
+        if self.is_list:
+            if not isinstance(value, (list, tuple)) or not value:
+                raise self._refused(value)
+            return tuple(self._item(item, value) for item in value)
+        return self._item(value, value)
+
+    def _item(self, item: Any, whole: Any) -> Any:
+        if self.type is float and isinstance(item, int) and not isinstance(item, bool):
+            item = float(item)
+        right = isinstance(item, self.type) and (self.type is bool) == isinstance(item, bool)
+        if not right or (self.type is float and not math.isfinite(item)) or item == "":
+            raise self._refused(whole)
+        limits = self.limits
+        inside = (
+            item in limits.get("choices", (item,))
+            and ("low" not in limits or item >= limits["low"])
+            and ("high" not in limits or item <= limits["high"])
+            and ("above" not in limits or item > limits["above"])
+            and ("below" not in limits or item < limits["below"])
+        )
+        if not inside:
+            raise self._refused(whole)
+        return item
+
+    def _refused(self, value: Any) -> ValueError:
+        return ValueError(f"{self.section}.{self.key}: expected {self.expected()}, got {value!r}")
+
+
+def options(section: str) -> dict[str, Option]:
+    """Return the options of a section by key."""
+    hints = get_type_hints(SECTIONS[section])
+    found = {}
+    for f in fields(SECTIONS[section]):
+        hint = hints[f.name]
+        if type(None) in get_args(hint):
+            hint = get_args(hint)[0]
+        is_list = get_origin(hint) is tuple
+        kind = get_args(hint)[0] if is_list else hint
+        limits = {k: v for k, v in f.metadata.items() if k not in ("help", "flag")}
+        flag = f.metadata["flag"] or f.name.replace("_", "-")
+        found[f.name] = Option(section, f.name, kind, is_list, limits, f.metadata["help"], flag)
+    return found
+
+
+def parse(option: Option, words: Sequence[str]) -> Any:
+    """Return the value of an option from the words of a command line.
+
+    Raises:
+        ValueError: it is not of the option's type or out of range.
+    """
+
+    def one(word: str) -> Any:
+        if option.type is str:
+            return word
+        try:
+            return option.type(word)
+        except ValueError:
+            return word  # refused by check, in the option's own words
+
+    values = [one(word) for word in words]
+    return option.check(values if option.is_list else values[0])
+
+
+def resolve(*layers: Values) -> Config:
+    """Merge layers of options, the first the strongest, with preset and defaults; validate all.
+
+    Raises:
+        ValueError: a section, key, type or value is not as it should be, or does not apply.
+
+    Example:
+        >>> resolve({"system": {"kind": "double-well"}, "fit": {"steps": 10}}).fit.steps
+        10
+    """
+    given: dict[str, dict[str, Any]] = {section: {} for section in SECTIONS}
+    for layer in reversed(layers):
+        for section, values in _checked(layer).items():
+            given[section] |= values
+    system = given["system"].get("kind") or _implied_system(given["system"])
+    given["system"]["kind"] = system
+    given["coordinates"].setdefault("kind", "identity" if system == "double-well" else "internal")
+    sections = {}
+    for section in SECTIONS:
+        kinds = _KINDS[section]
+        has_kind = "" not in kinds
+        kind = given[section].get("kind", _FIRST_KIND.get(section, ""))
+        preset = _PRESETS[system].get(section, {}).get(kind, {})
+        _refuse_foreign(section, kind, given[section])
+        values = dict.fromkeys(options(section)) | kinds[kind] | preset | given[section]
+        sections[section] = SECTIONS[section](**(values | ({"kind": kind} if has_kind else {})))
+    config = Config(**sections)
+    _check_together(config)
+    return config
+
+
+def read_toml(path: str | Path) -> dict[str, dict[str, Any]]:
+    """Read a file of options; :func:`resolve` validates them.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is not TOML.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"expected a configuration file at {path}, found no such file")
+    try:
+        with path.open("rb") as file:
+            return tomllib.load(file)
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"expected TOML in {path}, got: {error}") from error
+
+
+def to_toml(config: Config) -> str:
+    """Return the configuration as TOML that resolves to itself; what does not apply is left out."""
+    import tomli_w
+
+    sections = {
+        section: {key: value for key, value in values.items() if value is not None}
+        for section, values in asdict(config).items()
+    }
+    return tomli_w.dumps(sections)
+
+
+def _checked(layer: Values) -> dict[str, dict[str, Any]]:
+    found: dict[str, dict[str, Any]] = {}
+    for section, values in layer.items():
+        if section not in SECTIONS:
+            raise ValueError(_unknown("section", f"[{section}]", [f"[{s}]" for s in SECTIONS]))
+        if not isinstance(values, Mapping):
+            raise ValueError(f"{section}: expected a table [{section}], got {values!r}")
+        known = options(section)
+        for key in values:
+            if key not in known:
+                names = [f"{section}.{k}" for k in known]
+                raise ValueError(_unknown("key", f"{section}.{key}", names))
+        found[section] = {key: known[key].check(value) for key, value in values.items()}
+    return found
+
+
+def _unknown(what: str, got: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(got, known, n=1)
+    hint = f"; did you mean {near[0]}?" if near else ""
+    return f"{got}: expected a known {what} ({', '.join(known)}), got {got}{hint}"
+
+
+def _implied_system(values: Mapping[str, Any]) -> str:
+    for kind in ("pdb", "peptide"):
+        if kind in values:
+            return kind
+    raise ValueError(
+        "system.kind: expected double-well, alanine-dipeptide, or a structure (--pdb, --peptide), "
+        "got none"
+    )
+
+
+def _refuse_foreign(section: str, kind: str, given: Mapping[str, Any]) -> None:
+    """Refuse an option that would be read and never used."""
+    for key in given:
+        if key != "kind" and key not in _KINDS[section][kind]:
+            homes = [k for k, values in _KINDS[section].items() if key in values]
+            raise ValueError(
+                f"{section}.{key}: expected only with {section}.kind {' or '.join(homes)}, "
+                f"got it with {kind}"
+            )
+
+
+def _check_together(config: Config) -> None:
+    system, toy = config.system, config.system.kind == "double-well"
+    for key in ("pdb", "peptide"):
+        if system.kind == key and getattr(system, key) is None:
+            raise ValueError(f"system.{key}: expected a value for system.kind {key}, got none")
+    if toy != (config.coordinates.kind == "identity"):
+        expected = "identity" if toy else "internal or cartesian"
+        raise ValueError(
+            f"coordinates.kind: expected {expected} for {system.kind}, "
+            f"got {config.coordinates.kind}"
+        )
+    if system.engine != "openmm" and (system.platform or system.workers):
+        raise ValueError(
+            "system.engine: expected openmm with system.platform or system.workers, "
+            f"got {system.engine}"
+        )
+    if config.schedule.kind == "adaptive" and config.fit.steps < 2 * config.fit.evaluate_every:
+        raise ValueError(
+            "fit.evaluate_every: expected at most half of fit.steps with the adaptive schedule, "
+            f"which moves at evaluations, got {config.fit.evaluate_every} of {config.fit.steps}"
+        )

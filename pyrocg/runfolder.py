@@ -1,0 +1,236 @@
+"""The folder of a run: which file holds what, each written whole or not at all."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from pyrocg.basins import Basins
+from pyrocg.checkpoint import load_state, save_state, write_atomically
+from pyrocg.config import Config, read_toml, resolve, to_toml
+from pyrocg.observables import Observable
+from pyrocg.prediction import Prediction
+from pyrocg.training import FitResult
+
+__all__ = ["RunFolder"]
+
+_SCALARS = (
+    "level",
+    "log_z",
+    "log_z_interval",
+    "elbo",
+    "ess",
+    "pareto_k",
+    "energy_calls",
+    "nonfinite",
+    "seed",
+    "n_draws",
+    "warnings",
+)
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """A run on disk.
+
+    ``config.toml``: every option; ``basins.pt``: the basins; ``checkpoint.pt``: the training;
+    ``history.json`` and ``history.csv``: its course, once it has ended; ``prediction.json``: the
+    results; ``prediction.npz``: values and weights of the samples; ``samples.npz``: their
+    positions, if asked for; and the pictures.
+    """
+
+    path: Path
+
+    @classmethod
+    def create(cls, path: str | Path, config: Config) -> RunFolder:
+        """Start a run in a folder without one, and write its options.
+
+        Raises:
+            FileExistsError: the folder has a run.
+        """
+        cls.check_free(path)
+        folder = cls(Path(path))
+        folder.path.mkdir(parents=True, exist_ok=True)
+        folder._write(folder.config_file, to_toml(config))
+        return folder
+
+    @classmethod
+    def check_free(cls, path: str | Path) -> None:
+        """Refuse a folder that has a run.
+
+        Raises:
+            FileExistsError: the folder has a run, or is a file.
+        """
+        folder = cls(Path(path))
+        if folder.config_file.exists():
+            raise FileExistsError(
+                f"expected a folder without a run, got {path}; "
+                f"continue it by `pyrocg resume {path}`, or name another --out"
+            )
+        if folder.path.exists() and not folder.path.is_dir():
+            raise FileExistsError(f"expected a folder, got the file {path}; name another --out")
+
+    @classmethod
+    def open(cls, path: str | Path) -> RunFolder:
+        """Return the run in a folder.
+
+        Raises:
+            FileNotFoundError: the folder has none.
+        """
+        folder = cls(Path(path))
+        if not folder.config_file.is_file():
+            raise FileNotFoundError(
+                f"expected the folder of a run, with config.toml, got {path}; start one by "
+                f"`pyrocg fit SYSTEM --out {path}`"
+            )
+        return folder
+
+    @property
+    def config_file(self) -> Path:
+        """The options."""
+        return self.path / "config.toml"
+
+    @property
+    def checkpoint(self) -> Path:
+        """The state of the training."""
+        return self.path / "checkpoint.pt"
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether the training has ended."""
+        return (self.path / "history.json").is_file()
+
+    def config(self) -> Config:
+        """Read the options."""
+        return resolve(read_toml(self.config_file))
+
+    def basins(self, find: Callable[[], Basins]) -> Basins:
+        """Return the basins of the run; they are found once."""
+        file = self.path / "basins.pt"
+        if file.is_file():
+            return Basins(**load_state(file))
+        basins = find()
+        save_state(file, vars(basins))
+        return basins
+
+    def write_history(self, result: FitResult, energy_calls: dict[str, int]) -> None:
+        """Write the course of the training, which says that it has ended."""
+        rows = io.StringIO()
+        writer = csv.writer(rows, lineterminator="\n")
+        writer.writerow(result.history)
+        writer.writerows(zip(*result.history.values(), strict=True))
+        self._write(self.path / "history.csv", rows.getvalue())
+        self.write_json(
+            "history.json",
+            {
+                "steps": result.steps,
+                "stopped": result.stopped,
+                "seconds": result.seconds,
+                "skipped": result.skipped,
+                "best_step": result.best_step,
+                "energy_calls": energy_calls,
+                "history": result.history,
+            },
+        )
+
+    def history(self) -> dict[str, Any]:
+        """Read the course of the training.
+
+        Raises:
+            FileNotFoundError: the training has not ended.
+        """
+        return self._read_json("history.json", "resume")
+
+    def prediction_summary(self) -> dict[str, Any]:
+        """Read the results.
+
+        Raises:
+            FileNotFoundError: nothing was predicted yet.
+        """
+        return self._read_json("prediction.json", "predict")
+
+    def write_prediction(
+        self, prediction: Prediction, summary: dict[str, Any], with_samples: bool
+    ) -> None:
+        """Write the results, the values and weights of the samples, and maybe their positions."""
+        arrays = {
+            "log_weights": prediction.log_weights.numpy(),
+            "smoothed_log_weights": prediction.smoothed_log_weights.numpy(),
+            "plain_log_weights": prediction.plain_log_weights.numpy(),
+            "energies": prediction.energies,
+            **{f"value/{name}": value for name, value in prediction.values.items()},
+            **{f"latent/{name}": value for name, value in prediction.latents.items()},
+            **{f"scalar/{name}": np.asarray(getattr(prediction, name)) for name in _SCALARS},
+        }
+        if with_samples:
+            self._write_arrays("samples.npz", {"positions": prediction.positions})
+        self._write_arrays("prediction.npz", arrays)
+        self.write_json("prediction.json", summary)
+
+    def prediction(self, observables: Sequence[Observable]) -> Prediction | None:
+        """Read back what :meth:`write_prediction` wrote, without positions; None if nothing."""
+        file = self.path / "prediction.npz"
+        if not file.is_file():
+            return None
+        with np.load(file) as stored:
+            arrays = {name: stored[name] for name in stored.files}
+
+        def group(prefix: str) -> dict[str, Any]:
+            n = len(prefix) + 1
+            return {name[n:]: v for name, v in arrays.items() if name.startswith(prefix + "/")}
+
+        scalars = {name: value.tolist() for name, value in group("scalar").items()}
+        for name in ("log_z_interval", "warnings"):
+            scalars[name] = tuple(scalars[name])
+        weights = ("log_weights", "smoothed_log_weights", "plain_log_weights")
+        return Prediction(
+            positions=np.zeros((0,)),
+            latents=group("latent"),
+            energies=arrays["energies"],
+            values=group("value"),
+            observables=tuple(observables),
+            **{name: torch.from_numpy(arrays[name]) for name in weights},
+            **scalars,
+        )
+
+    def write_json(self, name: str, value: dict[str, Any]) -> None:
+        """Write a JSON file; numbers that JSON does not have become null."""
+        self._write(self.path / name, json.dumps(plain(value), indent=1) + "\n")
+
+    def write_figure(self, name: str, figure: Any) -> Path:
+        """Write a Matplotlib figure as a picture."""
+        path = self.path / name
+        write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=150))
+        return path
+
+    def _write(self, path: Path, text: str) -> None:
+        write_atomically(path, lambda file: file.write(text.encode()))
+
+    def _write_arrays(self, name: str, arrays: dict[str, Any]) -> None:
+        write_atomically(self.path / name, lambda file: np.savez_compressed(file, **arrays))
+
+    def _read_json(self, name: str, command: str) -> dict[str, Any]:
+        file = self.path / name
+        if not file.is_file():
+            raise FileNotFoundError(
+                f"expected {file}, found no such file; write it by `pyrocg {command} {self.path}`"
+            )
+        return json.loads(file.read_text())
+
+
+def plain(value: Any) -> Any:
+    """The same value with NaN and infinities as None, which JSON can hold."""
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

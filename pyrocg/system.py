@@ -1,0 +1,210 @@
+"""From options to objects: the system, its model, its training. The same options, the same bits."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pyrocg.basins import Basins
+from pyrocg.cgmodel import CoarseGrainedModel
+from pyrocg.config import Config, ModelOptions, ScheduleOptions, SystemOptions
+from pyrocg.coordinates import (
+    CartesianCoordinates,
+    Coordinates,
+    IdentityCoordinates,
+    InternalCoordinates,
+)
+from pyrocg.decoders import GaussianDecoder
+from pyrocg.encoders import GaussianEncoder
+from pyrocg.energies.abstract import Energy
+from pyrocg.energies.toy import DoubleWell
+from pyrocg.observables import Observable, double_well_observables, standard_observables
+from pyrocg.priors import StandardNormalPrior
+from pyrocg.target import BoltzmannTarget
+from pyrocg.tempering import (
+    AdaptiveSchedule,
+    FixedSchedule,
+    GeometricSchedule,
+    LinearSchedule,
+    TemperingSchedule,
+)
+
+if TYPE_CHECKING:
+    from pyrocg.molecules import Molecule
+
+__all__ = ["Reference", "System", "build_model", "build_schedule", "build_system"]
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What is known of a system from elsewhere.
+
+    Attributes:
+        method: where the values come from.
+        observables: name to ``mean``, ``unit`` and, where known, ``standard_error``.
+        log_z: in nats, if known.
+        phi_psi: counts of (phi, psi) in equal bins from -pi to pi, if known.
+    """
+
+    method: str
+    observables: dict[str, dict[str, Any]]
+    log_z: float | None = None
+    phi_psi: NDArray[np.float64] | None = None
+
+
+@dataclass(frozen=True)
+class System:
+    """What is learned: a Boltzmann density in coordinates, and what to predict of it."""
+
+    molecule: Molecule | None
+    target: BoltzmannTarget
+    coordinates: Coordinates
+    observables: tuple[Observable, ...]
+    reference: Reference | None
+
+
+def build_system(config: Config) -> System:
+    """Build the system that the options describe.
+
+    Raises:
+        ValueError: the options do not describe a molecule that can be learned.
+        FileNotFoundError: a structure file is missing.
+    """
+    if config.system.kind == "double-well":
+        assert config.system.tilt is not None
+        well = DoubleWell(c=config.system.tilt)
+        return System(
+            molecule=None,
+            target=BoltzmannTarget(well, beta=1.0),
+            coordinates=IdentityCoordinates(2),
+            observables=double_well_observables(),
+            reference=_double_well_reference(well),
+        )
+    molecule = _molecule(config.system)
+    kinds = {"internal": InternalCoordinates, "cartesian": CartesianCoordinates}
+    return System(
+        molecule=molecule,
+        target=BoltzmannTarget(_energy(molecule, config.system), config.system.temperature),
+        coordinates=kinds[config.coordinates.kind](molecule),
+        observables=standard_observables(molecule),
+        reference=_shipped_reference(config.system),
+    )
+
+
+def build_model(config: Config, system: System, basins: Basins | None) -> CoarseGrainedModel:
+    """Build the untrained model; its random weights come from the seed of the training."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.fit.seed)
+        if config.model.kind == "gaussian":
+            return _gaussian_model(config.model, system)
+        return CoarseGrainedModel.from_basins(
+            system.target,
+            system.coordinates,
+            basins,
+            **_present(
+                latent_dim=config.model.latent_dim,
+                share=config.model.share,
+                concentration=config.model.concentration,
+                n_couplings=config.model.n_couplings,
+                hidden=config.model.hidden,
+                n_modes=config.model.n_modes,
+            ),
+        )
+
+
+def build_schedule(options: ScheduleOptions) -> TemperingSchedule:
+    """Build the tempering schedule."""
+    kinds: dict[str, type[TemperingSchedule]] = {
+        "fixed": FixedSchedule,
+        "linear": LinearSchedule,
+        "geometric": GeometricSchedule,
+        "adaptive": AdaptiveSchedule,
+    }
+    return kinds[options.kind](
+        **_present(**{k: v for k, v in vars(options).items() if k != "kind"})
+    )
+
+
+def _present(**values: Any) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if value is not None}
+
+
+def _gaussian_model(options: ModelOptions, system: System) -> CoarseGrainedModel:
+    assert options.variance is not None
+    circular = system.coordinates.circular
+    decoder = GaussianDecoder(
+        circular, options.latent_dim, options.hidden, variance=options.variance
+    )
+    activations = (torch.nn.SELU, *[torch.nn.Tanh] * (len(options.hidden) - 1))
+    encoder = GaussianEncoder(
+        circular, options.latent_dim, options.hidden, activations, options.variance
+    )
+    prior = StandardNormalPrior(options.latent_dim)
+    return CoarseGrainedModel(system.target, system.coordinates, prior, decoder, encoder)
+
+
+def _molecule(options: SystemOptions) -> Molecule:
+    from pyrocg.molecules import ALANINE_DIPEPTIDE_FORCEFIELDS, Molecule, alanine_dipeptide, peptide
+
+    forcefield = options.forcefield
+    assert forcefield is not None
+    if options.kind == "pdb":
+        assert options.pdb is not None
+        return Molecule.from_pdb(options.pdb, forcefield)
+    if options.kind == "peptide":
+        assert options.peptide is not None
+        return peptide(options.peptide, forcefield)
+    if len(forcefield) == 1 and forcefield[0] in ALANINE_DIPEPTIDE_FORCEFIELDS:
+        return alanine_dipeptide(forcefield[0])
+    return peptide("A", forcefield)
+
+
+def _energy(molecule: Molecule, options: SystemOptions) -> Energy:
+    if options.engine == "openmm":
+        from pyrocg.energies.openmm import OpenMMEnergy
+
+        return OpenMMEnergy(molecule, options.platform, options.workers)
+    from pyrocg.energies.compiled import molecular_energy
+
+    return molecular_energy(molecule, options.engine or "auto")
+
+
+def _double_well_reference(well: DoubleWell) -> Reference:
+    mean = well.mean()
+    values = {
+        "x1": float(mean[0]),
+        "x2": float(mean[1]),
+        "population_right": well.probability_above(),
+    }
+    return Reference(
+        "quadrature",
+        {name: {"mean": value, "unit": ""} for name, value in values.items()},
+        well.log_z(),
+    )
+
+
+def _shipped_reference(options: SystemOptions) -> Reference | None:
+    """Of alanine dipeptide with the force field and at the temperature of the shipped data."""
+    at = options.temperature
+    if options.kind != "alanine-dipeptide" or options.forcefield != ("amber96-obc",):
+        return None
+    if at is None or not math.isclose(at, 330.0):
+        return None
+    data = resources.files("pyrocg") / "data"
+    values = json.loads((data / "ala2_amber96_obc_330K.json").read_text())
+    with resources.as_file(data / "ala2_amber96_obc_330K.npz") as path:
+        counts = _counts(path)
+    return Reference(values["method"], values["observables"], phi_psi=counts)
+
+
+def _counts(path: Path) -> NDArray[np.float64]:
+    with np.load(path) as arrays:
+        return arrays["counts"].astype(np.float64)

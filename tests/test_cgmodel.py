@@ -1,0 +1,431 @@
+import copy
+import math
+import pickle
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro import poutine
+from pyro.infer import SVI, Predictive, RenyiELBO, Trace_ELBO, TraceMeanField_ELBO
+from pyro.nn import PyroModule, PyroParam
+from torch import nn
+from toy_models import POSTERIOR_VARIANCE, gaussian_model, solved_model
+
+from pyrocg.cgmodel import CoarseGrainedModel
+from pyrocg.coordinates import IdentityCoordinates
+from pyrocg.decoders import GaussianDecoder
+from pyrocg.encoders import GaussianEncoder
+from pyrocg.energies.abstract import CappedEnergy
+from pyrocg.energies.toy import DoubleWell, GaussianMixture, Harmonic, ManyWell, MuellerBrown
+from pyrocg.priors import GaussianMixturePrior, StandardNormalPrior, TorusPrior
+from pyrocg.target import BoltzmannTarget
+from pyrocg.weights import log_mean_exp, log_mean_exp_error
+
+TOYS = {
+    "harmonic": lambda: Harmonic(2, [1.0, 4.0], 0.5),
+    "mixture": lambda: GaussianMixture([[-2.0, 0.0], [2.0, 1.0]], [0.5, 1.0]),
+    "double well": DoubleWell,
+    "many well": lambda: ManyWell(4),
+    "mueller-brown": MuellerBrown,
+}
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    torch.manual_seed(0)
+    pyro.clear_param_store()
+
+
+# Priors, as a user may write them.
+
+
+class LearnedPrior(PyroModule):
+    """A Pyro module whose call returns a distribution."""
+
+    def __init__(self):
+        super().__init__()
+        self.loc = PyroParam(torch.zeros(1))
+        self.scale = PyroParam(torch.ones(1), constraint=dist.constraints.positive)
+
+    def forward(self):
+        return dist.Normal(self.loc, self.scale).to_event(1)
+
+
+def hierarchical():
+    """A program with a hyper-parameter before z."""
+    scale = pyro.sample("scale", dist.LogNormal(0.0, 0.3))
+    return pyro.sample("z", dist.Normal(torch.zeros(1), scale.unsqueeze(-1)).to_event(1))
+
+
+def with_a_successor():
+    """A program with an auxiliary variable that depends on z."""
+    z = pyro.sample("z", dist.Normal(torch.zeros(1), 1.0).to_event(1))
+    pyro.sample("mark", dist.Normal(0.5 * z[..., 0], 1.0))
+    return z
+
+
+PRIORS = {
+    "module": lambda: StandardNormalPrior(1),
+    "torus": lambda: TorusPrior(1),
+    "mixture": lambda: GaussianMixturePrior(1, 3),
+    "distribution": lambda: dist.Normal(torch.zeros(1), 1.5).to_event(1),
+    "pyro module": LearnedPrior,
+    "hierarchical": lambda: hierarchical,
+    "successor": lambda: with_a_successor,
+}
+
+
+def models():
+    target = BoltzmannTarget(DoubleWell(), beta=1.0)
+    mixture = CoarseGrainedModel.from_basins(
+        target, IdentityCoordinates(2), latent_dim=1, hidden=(8,), n_couplings=2
+    )
+    return {"basins": mixture} | {name: gaussian_model(prior()) for name, prior in PRIORS.items()}
+
+
+@pytest.fixture(scope="module", params=["basins", *PRIORS])
+def cg(request):
+    torch.manual_seed(0)
+    return models()[request.param]
+
+
+def plain_elbo(cg, n, seed=1, loss=None):
+    torch.manual_seed(seed)
+    return -(loss or Trace_ELBO()).loss(cg.model, cg.guide, n) / n
+
+
+# The bound
+
+
+def test_plain_pyro_gives_the_mean_log_weight(cg):
+    torch.manual_seed(1)
+    samples = cg.sample(50)
+    assert samples.log_weights.shape == (50,)
+    assert samples.log_weights.mean().item() == pytest.approx(plain_elbo(cg, 50), abs=1e-3)
+
+
+def test_every_prior_keeps_the_bound_and_an_unbiased_z(cg):
+    log_z = DoubleWell().log_z()
+    log_w = cg.sample(50_000).log_weights.double()
+    error = (log_w.std() / math.sqrt(len(log_w))).item()
+    assert log_w.mean().item() < log_z + 4 * error
+    estimate = log_mean_exp(log_w).item()
+    assert estimate < log_z + 4 * log_mean_exp_error(log_w).item()
+
+
+@pytest.mark.parametrize("t", [1.0, 0.3])
+@pytest.mark.parametrize("toy", TOYS)
+def test_elbo_is_below_log_z_and_weights_recover_it(toy, t):
+    energy = TOYS[toy]()
+    cg = CoarseGrainedModel.from_basins(
+        BoltzmannTarget(energy, beta=1.0), IdentityCoordinates(energy.dim), latent_dim=1
+    )
+    cg.temper = t
+    log_w = cg.sample(20_000).log_weights.double()
+    log_z = energy.log_z(temper=t)
+    assert log_w.mean().item() < log_z + 4 * (log_w.std() / math.sqrt(len(log_w))).item()
+    error = log_mean_exp_error(log_w).item()
+    if error < 0.03 and t == 1.0:
+        assert log_mean_exp(log_w).item() == pytest.approx(log_z, abs=4 * error + 1e-4)
+
+
+def test_weights_are_the_formula():
+    cg = gaussian_model(latent_dim=2)
+    cg.temper = 0.4
+    s = cg.sample(20)
+    z, u = s.latents["z"], s.u
+    with torch.no_grad():
+        expected = (
+            -0.4 * DoubleWell()(u)
+            + cg.encoder(u).log_prob(z)
+            - cg.prior().log_prob(z)
+            - cg.decoder(z).log_prob(u)
+        )
+        information = cg.encoder(u).log_prob(z) - cg.prior().log_prob(z)
+    torch.testing.assert_close(s.log_weights, expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(s.reduced_energy, DoubleWell()(u))
+    torch.testing.assert_close(s.latent_log_ratio, information)
+
+
+def test_elbo_is_log_z_where_the_family_holds_the_answer():
+    cg = solved_model()
+    log_w = cg.sample(100).log_weights
+    log_z = cg.target.energy.log_z()
+    torch.testing.assert_close(log_w, torch.full_like(log_w, log_z), atol=1e-5, rtol=0)
+    assert plain_elbo(cg, 10) == pytest.approx(log_z, abs=1e-5)
+    assert plain_elbo(cg, 10, loss=RenyiELBO(alpha=0.0, num_particles=3)) == pytest.approx(log_z)
+
+
+def test_from_basins_is_exact_for_a_harmonic_target():
+    energy = Harmonic(3, torch.tensor([[2.0, 0.5, 0.0], [0.5, 1.0, 0.3], [0.0, 0.3, 3.0]]), 1.0)
+    cg = CoarseGrainedModel.from_basins(
+        BoltzmannTarget(energy, beta=1.0), IdentityCoordinates(3), latent_dim=1, n_modes=1
+    ).double()
+    log_w = cg.sample(200).log_weights
+    torch.testing.assert_close(
+        log_w, torch.full_like(log_w, energy.log_z()), atol=2e-5, rtol=0
+    )
+
+
+@pytest.mark.filterwarnings("ignore:Failed to verify mean field restriction")
+def test_trace_mean_field_elbo_is_wrong():
+    """It takes KL(p(z) || r(z|u)) as if u were independent of z: off by 1/v - 1 = 1 nat here."""
+    cg = solved_model()
+    off = plain_elbo(cg, 100_000, loss=TraceMeanField_ELBO()) - cg.target.energy.log_z()
+    assert off == pytest.approx(1 - 1 / POSTERIOR_VARIANCE, abs=0.03)
+
+
+def test_latent_information_is_the_mutual_information_of_a_solved_model():
+    information = solved_model().sample(100_000).latent_log_ratio.mean().item()
+    assert information == pytest.approx(-0.5 * math.log(POSTERIOR_VARIANCE), abs=0.01)
+
+
+def test_multi_sample_bounds_are_tighter():
+    cg = gaussian_model()
+    single, multi = (
+        torch.tensor([plain_elbo(cg, 1, seed, loss) for seed in range(100)]).mean().item()
+        for loss in (Trace_ELBO(), RenyiELBO(alpha=0.0, num_particles=10))
+    )
+    assert single < multi < DoubleWell().log_z() + 1.0
+
+
+# Training with plain Pyro
+
+
+def changed(cg, before):
+    return {name for name, value in cg.state_dict().items() if not torch.equal(value, before[name])}
+
+
+def state(cg):
+    return {name: value.clone() for name, value in cg.state_dict().items()}
+
+
+def trainable(cg):
+    return {name for name, p in cg.named_parameters() if p.requires_grad}
+
+
+OPTIMISERS = {
+    "adam": lambda: pyro.optim.Adam({"lr": 1e-2}),
+    "clipped adam": lambda: pyro.optim.ClippedAdam({"lr": 1e-2, "clip_norm": 5.0}),
+    "scheduler": lambda: pyro.optim.ExponentialLR(
+        {"optimizer": torch.optim.Adam, "optim_args": {"lr": 1e-2}, "gamma": 0.99}
+    ),
+}
+
+
+@pytest.mark.parametrize("local", [False, True])
+@pytest.mark.parametrize("optimiser", OPTIMISERS)
+def test_svi_trains_every_parameter_without_the_global_store(optimiser, local):
+    with pyro.settings.context(module_local_params=local):
+        cg = gaussian_model(GaussianMixturePrior(1, 2))
+        before = state(cg)
+        svi = SVI(cg.model, cg.guide, OPTIMISERS[optimiser](), loss=Trace_ELBO())
+        losses = [svi.step(16) for _ in range(3)]
+    assert all(math.isfinite(loss) for loss in losses)
+    assert changed(cg, before) == trainable(cg)
+    assert len(pyro.get_param_store()) == 0
+
+
+def test_svi_and_the_module_take_the_same_steps():
+    torch.manual_seed(0)
+    first = gaussian_model()
+    second = copy.deepcopy(first)
+    svi = SVI(first.model, first.guide, pyro.optim.Adam({"lr": 1e-2}), loss=Trace_ELBO())
+    elbo = Trace_ELBO()(second.model, second.guide)
+    adam = torch.optim.Adam(elbo.parameters(), lr=1e-2)
+    for step in range(3):
+        torch.manual_seed(step)
+        svi.step(8)
+        torch.manual_seed(step)
+        adam.zero_grad()
+        elbo(8).backward()
+        adam.step()
+    torch.testing.assert_close(first.state_dict(), second.state_dict())
+
+
+def test_svi_improves_the_bound():
+    cg = gaussian_model(hidden=(32,))
+    start = plain_elbo(cg, 2000)
+    svi = SVI(cg.model, cg.guide, pyro.optim.Adam({"lr": 2e-2}), loss=Trace_ELBO())
+    for _ in range(200):
+        svi.step(64)
+    assert start + 5 < plain_elbo(cg, 2000) < DoubleWell().log_z() + 0.1
+
+
+def test_svi_with_renyi_elbo():
+    cg = gaussian_model()
+    before = state(cg)
+    loss = RenyiELBO(alpha=0.5, num_particles=4, vectorize_particles=True, max_plate_nesting=1)
+    SVI(cg.model, cg.guide, pyro.optim.Adam({"lr": 1e-2}), loss=loss).step(8)
+    assert changed(cg, before) == trainable(cg)
+
+
+@pytest.mark.parametrize("local", [False, True])
+def test_two_models_of_the_same_shape_do_not_touch_each_other(local):
+    with pyro.settings.context(module_local_params=local):
+        first, second = gaussian_model(), gaussian_model()
+        before = state(second)
+        svi = SVI(first.model, first.guide, pyro.optim.Adam({"lr": 1e-2}), loss=Trace_ELBO())
+        svi.step(8)
+        assert changed(second, before) == set()
+        SVI(second.model, second.guide, pyro.optim.Adam({"lr": 1e-2}), Trace_ELBO()).step(8)
+    assert changed(second, before) == trainable(second)
+
+
+def test_frozen_parameters_stay():
+    cg = gaussian_model()
+    cg.decoder.requires_grad_(False)
+    before = state(cg)
+    SVI(cg.model, cg.guide, pyro.optim.Adam({"lr": 1e-2}), loss=Trace_ELBO()).step(8)
+    assert changed(cg, before) == {name for name in before if name.startswith("model.encoder")}
+
+
+def test_pyro_module_priors_train_side_by_side_with_local_parameters():
+    with pyro.settings.context(module_local_params=True):
+        first, second = gaussian_model(LearnedPrior()), gaussian_model(LearnedPrior())
+        before = state(first), state(second)
+        SVI(first.model, first.guide, pyro.optim.Adam({"lr": 1e-2}), Trace_ELBO()).step(8)
+        assert changed(first, before[0]) == set(before[0]) - {"model.temper"}
+        assert changed(second, before[1]) == set()
+    assert len(pyro.get_param_store()) == 0
+
+
+def test_pyro_module_prior_trains_through_the_global_store_by_default():
+    """That is what a PyroModule does; the other parameters stay out of the store."""
+    cg = gaussian_model(LearnedPrior())
+    svi = SVI(cg.model, cg.guide, pyro.optim.Adam({"lr": 1e-2}), loss=Trace_ELBO())
+    svi.step(8)
+    assert set(pyro.get_param_store()) == {"loc", "scale"}
+    pyro.clear_param_store()
+
+
+def test_auxiliary_sites_have_no_effect_on_the_encoder_program():
+    """An encoder program with the prior's sites takes the place of the program's own draws."""
+
+    class Posterior(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.z = GaussianEncoder(torch.zeros(2, dtype=torch.bool), 1, (8,), (nn.Tanh,))
+
+        def forward(self, u):
+            pyro.sample("scale", dist.LogNormal(0.1 * u[..., 0], 0.4))
+            pyro.sample("z", self.z(u))
+
+    cg = gaussian_model(hierarchical, encoder=Posterior())
+    samples = cg.sample(20_000)
+    log_w = samples.log_weights
+    assert set(samples.latents) == {"scale", "z"}
+    assert log_w.mean().item() < DoubleWell().log_z()
+    SVI(cg.model, cg.guide, pyro.optim.Adam({"lr": 1e-2}), loss=Trace_ELBO()).step(8)
+
+
+# Pyro's handlers
+
+
+@pytest.fixture
+def _validated():
+    with pyro.validation_enabled(True):
+        yield
+
+
+@pytest.mark.usefixtures("_validated")
+def test_handlers_work_on_both_halves(cg):
+    guide = poutine.trace(cg.guide).get_trace(6)
+    model = poutine.trace(poutine.replay(cg.model, trace=guide)).get_trace(6)
+    guide.compute_log_prob()
+    model.compute_log_prob()
+    assert torch.equal(model.nodes["u"]["value"], guide.nodes["u"]["value"])
+    assert torch.equal(model.nodes["z"]["value"], guide.nodes["z"]["value"])
+    assert model.nodes["boltzmann"]["log_prob"].shape == (6,)
+    assert model.nodes["u"]["log_prob"].abs().max() == 0
+    assert guide.nodes["u"]["log_prob"].shape == (6,)
+    elbo = Trace_ELBO()(cg.model, cg.guide)
+    assert elbo(6).requires_grad
+
+
+@pytest.mark.usefixtures("_validated")
+def test_condition_and_block():
+    cg = gaussian_model()
+    z = torch.full((5, 1), 2.0)
+    conditioned = poutine.condition(cg.guide, data={"z": z})
+    trace = poutine.trace(conditioned).get_trace(5)
+    assert torch.equal(trace.nodes["z"]["value"], z)
+    assert trace.nodes["z"]["is_observed"]
+    hidden = poutine.trace(poutine.block(cg.guide, hide=["z"])).get_trace(5)
+    assert "z" not in hidden.nodes
+    assert "u" in hidden.nodes
+
+
+@pytest.mark.usefixtures("_validated")
+@pytest.mark.parametrize("parallel", [False, True])
+def test_predictive_draws_from_guide_and_model(parallel):
+    cg = gaussian_model()
+    generated = Predictive(cg.guide, num_samples=3, parallel=parallel)(5)
+    assert generated["u"].shape == (3, 5, 2)
+    scored = Predictive(cg.model, guide=cg.guide, num_samples=3, parallel=parallel)(5)
+    assert scored["x"].shape == (3, 5, 2)
+    assert scored["log_boltzmann"].shape == (3, 5)
+    torch.testing.assert_close(scored["log_boltzmann"], -DoubleWell()(scored["x"]))
+
+
+@pytest.mark.parametrize("n", [0, -1, 2.5, "3"])
+def test_number_of_samples_is_checked(n):
+    with pytest.raises(ValueError, match="expected a number of samples of at least 1"):
+        gaussian_model().sample(n)
+
+
+# The object
+
+
+def test_copies_files_and_dtypes():
+    cg = gaussian_model(GaussianMixturePrior(1, 2))
+    SVI(cg.model, cg.guide, pyro.optim.Adam({"lr": 1e-2}), loss=Trace_ELBO()).step(4)
+    reference = plain_elbo(cg, 20)
+    other = gaussian_model(GaussianMixturePrior(1, 2))
+    other.load_state_dict(cg.state_dict())
+    for same in (copy.deepcopy(cg), pickle.loads(pickle.dumps(cg)), other):
+        assert plain_elbo(same, 20) == reference
+    copy.deepcopy(cg).double().sample(5)
+    assert cg.double().sample(5).u.dtype == torch.float64
+
+
+def test_temper_is_checked_and_saved():
+    cg = gaussian_model()
+    cg.temper = 0.25
+    assert cg.temper == 0.25
+    assert cg.state_dict()["model.temper"].item() == 0.25
+    for t in (0.0, -0.1, 1.01, math.nan):
+        with pytest.raises(ValueError, match="expected a tempering factor"):
+            cg.temper = t
+    assert cg.temper == 0.25
+
+
+def test_samples_are_weighted_by_the_uncapped_energy():
+    cg = gaussian_model(energy=CappedEnergy(Harmonic(2), cap=0.1, softness=0.1))
+    exact, capped = cg.sample(50), cg.sample(50, exact=False)
+    torch.testing.assert_close(exact.reduced_energy, Harmonic(2)(exact.x))
+    assert capped.reduced_energy.max() < 1.5
+    assert isinstance(cg.target.energy, CappedEnergy)
+
+
+def test_encode_draws_collective_variables():
+    cg = solved_model()
+    x = torch.tensor([[1.0, -1.0], [0.0, 0.0]], dtype=torch.float64)
+    z = cg.encode(x, num_samples=20_000)["z"]
+    assert z.shape == (20_000, 2, 1)
+    assert z.mean(0).flatten().tolist() == pytest.approx([1.0, 0.0], abs=0.02)
+    assert z.var(0).flatten().tolist() == pytest.approx([0.5, 0.5], abs=0.02)
+    assert set(models()["basins"].encode(x.float())) == {"component", "z"}
+
+
+def test_target_and_coordinates_must_fit():
+    circular = torch.zeros(3, dtype=torch.bool)
+    with pytest.raises(ValueError, match=r"expected coordinates of configurations \(2,\)"):
+        CoarseGrainedModel(
+            BoltzmannTarget(DoubleWell(), beta=1.0),
+            IdentityCoordinates(3),
+            StandardNormalPrior(1),
+            GaussianDecoder(circular, 1),
+            GaussianEncoder(circular, 1),
+        )

@@ -1,0 +1,334 @@
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pyrocg.checkpoint import load_state
+from pyrocg.cli import main
+
+TINY = (
+    "--threads 1 --steps 40 --num-samples 32 --hidden 8 --n-couplings 2 --starts 16 "
+    "--evaluate-every 10 --evaluate-samples 64 --quiet"
+).split()
+WELL = ["double-well", *TINY]
+
+
+@pytest.fixture(autouse=True)
+def _same_threads():
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("cli") / "well"
+    assert main(["fit", *WELL, "--out", str(folder)]) == 0
+    return folder
+
+
+def started(*arguments: str) -> subprocess.Popen:
+    command = [sys.executable, "-m", "pyrocg.cli", *arguments]
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+
+
+def wait_for(path: Path, process: subprocess.Popen, seconds: float = 120.0) -> None:
+    end = time.monotonic() + seconds
+    while not path.exists():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def numbers(folder: Path) -> dict:
+    """What must be the same for two runs: all but wall seconds."""
+    state = load_state(folder / "checkpoint.pt")
+    state["counters"].pop("seconds")
+    return state
+
+
+def assert_same(a, b, where: str = "") -> None:
+    assert type(a) is type(b), where
+    if isinstance(a, dict):
+        assert a.keys() == b.keys(), where
+        for key in a:
+            assert_same(a[key], b[key], f"{where}/{key}")
+    elif isinstance(a, (list, tuple)):
+        assert len(a) == len(b), where
+        for i, (x, y) in enumerate(zip(a, b, strict=True)):
+            assert_same(x, y, f"{where}/{i}")
+    elif isinstance(a, torch.Tensor):
+        assert torch.equal(a, b), where
+    else:
+        assert a == b or (a != a and b != b), where
+
+
+def only_line(capsys) -> str:
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    lines = captured.err.strip().splitlines()
+    assert len(lines) == 1, captured.err
+    return lines[0]
+
+
+# The way through.
+
+
+def test_help_is_fast_because_it_loads_nothing() -> None:
+    heavy = "{'torch', 'pyro', 'openmm', 'arviz', 'matplotlib', 'mdtraj', 'numpy'}"
+    code = (
+        "import sys, pyrocg.cli\n"
+        "try: pyrocg.cli.main(['fit', '--help'])\n"
+        f"except SystemExit: print(sorted({heavy} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+    assert "--num-samples" in done.stdout
+
+
+def test_fit_leaves_a_run(trained: Path) -> None:
+    names = {path.name for path in trained.iterdir()}
+    assert {"config.toml", "basins.pt", "checkpoint.pt", "history.json", "history.csv"} <= names
+    history = json.loads((trained / "history.json").read_text())
+    assert history["stopped"] == "finished"
+    assert history["history"]["step"] == [10, 20, 30, 40]
+    assert (trained / "history.csv").read_text().startswith("step,t,loss,elbo")
+
+
+def test_predict_prints_one_json_object(trained: Path, capsys) -> None:
+    assert main(["predict", str(trained), "--json", "--num-samples", "2000", "--level", "0.9"]) == 0
+    printed = capsys.readouterr().out
+    result = json.loads(printed)
+    assert len(printed.strip().splitlines()) == 1
+    assert set(result["observables"]) == {"x1", "x2", "population_right"}
+    for observable in result["observables"].values():
+        assert observable["level"] == 0.9
+        low, high = observable["interval"]
+        assert low <= observable["mean"] <= high
+    assert result["corrected"]
+    assert 0 < result["ess"] <= 1
+    assert result["log_z"] == pytest.approx(12.0649, abs=0.2)
+    split = result["energy_calls_split"]
+    assert split["training"] >= 40 * 32
+    assert split["prediction"] == 2000
+    assert split["basins"] > 0
+    assert result["energy_calls"] == sum(split.values())
+    assert result == json.loads((trained / "prediction.json").read_text())
+
+
+def test_predict_plain_says_so(trained: Path, capsys) -> None:
+    arguments = ["predict", str(trained), "--json", "--plain", "--quiet", "--num-samples", "500"]
+    assert main(arguments) == 0
+    assert json.loads(capsys.readouterr().out)["corrected"] is False
+
+
+def test_predict_prints_a_table_with_the_reference(trained: Path, capsys) -> None:
+    assert main(["predict", str(trained), "--quiet", "--num-samples", "500"]) == 0
+    printed = capsys.readouterr().out
+    assert "reference 12.0649" in printed
+    assert "-2.44110" in printed
+
+
+def test_plot_draws_what_there_is(trained: Path, capsys) -> None:
+    assert main(["predict", str(trained), "--quiet", "--num-samples", "500"]) == 0
+    assert main(["plot", str(trained)]) == 0
+    for name in ("training", "weights", "observables", "latent", "components"):
+        assert (trained / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_config_is_read_and_written(trained: Path, tmp_path: Path) -> None:
+    again = tmp_path / "again"
+    config = str(trained / "config.toml")
+    assert main(["fit", "--config", config, "--out", str(again), "--quiet"]) == 0
+    assert (again / "config.toml").read_text() == (trained / "config.toml").read_text()
+    assert_same(numbers(again), numbers(trained))
+
+
+def test_command_line_beats_file(tmp_path: Path) -> None:
+    (tmp_path / "c.toml").write_text("[fit]\nsteps = 3\nnum_samples = 8\n[model]\nstarts = 8\n")
+    arguments = ["fit", "double-well", "--config", str(tmp_path / "c.toml"), "--steps", "2"]
+    assert main([*arguments, "--quiet", "--out", str(tmp_path / "run")]) == 0
+    written = (tmp_path / "run" / "config.toml").read_text()
+    assert "steps = 2\n" in written
+    assert "num_samples = 8\n" in written
+
+
+@pytest.mark.parametrize("schedule", ["linear", "geometric", "adaptive"])
+def test_gaussian_model_with_tempering(schedule: str, tmp_path: Path) -> None:
+    arguments = (
+        "fit double-well --model gaussian --hidden 8 --steps 30 --num-samples 32 --threads 1 "
+        f"--evaluate-every 5 --schedule {schedule} --schedule-start 0.1 --quiet"
+    ).split()
+    assert main([*arguments, "--out", str(tmp_path / "run")]) == 0
+    history = json.loads((tmp_path / "run" / "history.json").read_text())["history"]
+    assert history["t"][0] < 1
+    assert history["t"][-1] == 1
+    assert main(["plot", str(tmp_path / "run")]) == 0
+
+
+def test_alanine_dipeptide(tmp_path: Path, capsys) -> None:
+    folder = tmp_path / "run"
+    tiny = [*TINY, "--engine", "openmm", "--workers", "1", "--steps", "10", "--save-samples"]
+    assert main(["quickstart", "--out", str(folder), "--predict-samples", "300", *tiny]) == 0
+    printed = capsys.readouterr().out
+    assert "0.83857" in printed
+    assert "population_left" in printed
+    for name in ("ramachandran", "training", "observables", "latent"):
+        assert (folder / f"{name}.png").is_file()
+    assert np.load(folder / "samples.npz")["positions"].shape == (300, 22, 3)
+    trajectory = tmp_path / "samples.dcd"
+    arguments = ["--num-samples", "50", "--json", "--quiet", "--trajectory", str(trajectory)]
+    assert main(["predict", str(folder), *arguments]) == 0
+    names = {"population_left", "population_alpha", "population_beta", "radius_of_gyration"}
+    assert names <= set(json.loads(capsys.readouterr().out)["observables"])
+    assert trajectory.is_file()
+    assert len(np.loadtxt(tmp_path / "samples.weights.txt")) == 50
+
+
+# Stopped and continued.
+
+
+def test_killed_and_resumed_gives_the_same_numbers(tmp_path: Path) -> None:
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    long = [*WELL, "--steps", "150"]
+    assert main(["fit", *long, "--out", str(whole)]) == 0
+    process = started("fit", *long, "--checkpoint-seconds", "0", "--out", str(killed))
+    wait_for(killed / "checkpoint.pt", process)
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert load_state(killed / "checkpoint.pt")["counters"]["step"] < 150
+    assert not (killed / "history.json").exists()
+    assert main(["resume", str(killed), "--quiet"]) == 0
+    assert_same(numbers(killed), numbers(whole))
+
+
+def test_killed_before_the_first_checkpoint_starts_over(trained: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "config.toml").write_bytes((trained / "config.toml").read_bytes())
+    assert main(["resume", str(folder), "--quiet"]) == 0
+    assert_same(numbers(folder), numbers(trained))
+
+
+def test_interrupt_writes_a_checkpoint(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    process = started("fit", *WELL, "--steps", "100000", "--out", str(folder))
+    wait_for(folder / "basins.pt", process)
+    time.sleep(0.5)
+    os.kill(process.pid, signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert f"continue by `pyrocg resume {folder}`" in err
+    assert "Traceback" not in err
+    assert load_state(folder / "checkpoint.pt")["counters"]["step"] > 0
+
+
+def test_resume_of_a_finished_run_changes_nothing(trained: Path, capsys) -> None:
+    before = numbers(trained)
+    assert main(["resume", str(trained)]) == 0
+    assert "nothing to resume" in capsys.readouterr().err
+    assert_same(numbers(trained), before)
+
+
+# Refused.
+
+BAD_INPUT = {
+    "no system": (["fit"], "system.kind: expected"),
+    "unknown system": (["fit", "triple-well"], "got 'triple-well'"),
+    "wrong type": (["fit", "double-well", "--steps", "many"], "fit.steps: expected an integer"),
+    "out of range": (["fit", "double-well", "--level", "2"], "predict.level: expected"),
+    "no such file": (["fit", "--pdb", "none.pdb"], "none.pdb"),
+    "force field": (["fit", "--peptide", "A", "--forcefield", "none.xml"], "none.xml"),
+    "residue": (["fit", "--peptide", "AXA"], "X"),
+    "no config": (["fit", "--config", "none.toml"], "none.toml"),
+    "not applicable": (["fit", "double-well", "--temperature", "300"], "system.temperature"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_INPUT)
+def test_bad_input(case: str, tmp_path: Path, capsys, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    arguments, message = BAD_INPUT[case]
+    assert main([*arguments, "--out", "run"]) == 2
+    assert message in only_line(capsys)
+    assert not (tmp_path / "run").exists()
+
+
+def test_unknown_key_in_file(tmp_path: Path, capsys) -> None:
+    (tmp_path / "c.toml").write_text("[fit]\nstep = 3\n")
+    arguments = ["fit", "double-well", "--config", str(tmp_path / "c.toml")]
+    assert main([*arguments, "--out", str(tmp_path / "run")]) == 2
+    assert "did you mean fit.steps?" in only_line(capsys)
+
+
+def test_folder_with_a_run_is_refused(trained: Path, capsys) -> None:
+    assert main(["fit", *WELL, "--out", str(trained)]) == 2
+    assert "pyrocg resume" in only_line(capsys)
+
+
+def test_folder_that_cannot_be_made(tmp_path: Path, capsys) -> None:
+    (tmp_path / "file").write_text("")
+    assert main(["fit", *WELL, "--out", str(tmp_path / "file" / "run")]) == 2
+    assert "file" in only_line(capsys)
+
+
+@pytest.mark.parametrize("command", ["resume", "predict", "plot"])
+def test_folder_without_a_run(command: str, tmp_path: Path, capsys) -> None:
+    assert main([command, str(tmp_path)]) == 2
+    assert "expected the folder of a run" in only_line(capsys)
+
+
+@pytest.mark.parametrize("name", ["x.dcd", "none/x.dcd", "x.txt"])
+def test_trajectory_of_a_toy_or_nowhere(name: str, trained: Path, capsys) -> None:
+    assert main(["predict", str(trained), "--trajectory", name]) == 2
+    assert "--trajectory: expected" in only_line(capsys)
+
+
+def test_predict_before_training(trained: Path, tmp_path: Path, capsys) -> None:
+    (tmp_path / "config.toml").write_bytes((trained / "config.toml").read_bytes())
+    assert main(["predict", str(tmp_path)]) == 2
+    assert "checkpoint" in only_line(capsys)
+
+
+def test_broken_checkpoint(trained: Path, tmp_path: Path, capsys) -> None:
+    (tmp_path / "config.toml").write_bytes((trained / "config.toml").read_bytes())
+    (tmp_path / "checkpoint.pt").write_bytes(b"no checkpoint")
+    assert main(["predict", str(tmp_path)]) == 2
+    assert "expected a checkpoint of tensors" in only_line(capsys)
+
+
+def test_bad_usage(capsys) -> None:
+    for arguments in ([], ["fit", "double-well"], ["fly"], ["fit", "--none"]):
+        with pytest.raises(SystemExit, match="2"):
+            main(arguments)
+        assert len(capsys.readouterr().err.strip().splitlines()) == 1
+
+
+def test_full_disk(trained: Path, tmp_path: Path, capsys, monkeypatch) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    for name in ("config.toml", "basins.pt"):
+        (folder / name).write_bytes((trained / name).read_bytes())
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("pyrocg.checkpoint.os.fsync", full)
+    assert main(["resume", str(folder), "--quiet"]) == 1
+    assert "No space left on device" in only_line(capsys)
+    assert {path.name for path in folder.iterdir()} == {"config.toml", "basins.pt"}
+
+
+def test_debug_shows_the_traceback(tmp_path: Path, capsys) -> None:
+    assert main(["plot", str(tmp_path), "--debug"]) == 2
+    assert "Traceback" in capsys.readouterr().err

@@ -1,0 +1,234 @@
+import math
+
+import pyro
+import pytest
+import torch
+from pyro import poutine
+
+from pyrocg.decoders import AffineCoupling, CouplingDecoder, GaussianDecoder
+
+F64 = torch.float64
+CIRCULAR = torch.tensor([False, True, False, True, False])
+
+
+def roughened(module, size=0.3):
+    """Give every parameter noise, so that nothing is at its special starting value."""
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.add_(size * torch.randn_like(parameter))
+    return module.double()
+
+
+def coupling_decoder(n_components=3, circular=CIRCULAR, latent_dim=2):
+    torch.manual_seed(2)
+    decoder = CouplingDecoder(circular, latent_dim, n_components, 3, (8,), (6,)).double()
+    groups, n = max(1, n_components), len(circular)
+    root = torch.eye(n) + 0.4 * torch.randn(groups, n, n, dtype=F64)
+    loadings = 0.3 * torch.randn(groups, latent_dim, n, dtype=F64)
+    decoder.start_linear(torch.randn(groups, n, dtype=F64), loadings, root @ root.mT)
+    return roughened(decoder)
+
+
+CASES = {
+    "mixed": (3, CIRCULAR),
+    "no components": (0, CIRCULAR),
+    "real only": (2, torch.zeros(4, dtype=torch.bool)),
+    "one real": (2, torch.tensor([False, True])),
+    "circular only": (2, torch.ones(3, dtype=torch.bool)),
+}
+
+
+@pytest.fixture(params=CASES)
+def conditional(request):
+    """A coupling decoder's distribution given 6 latents."""
+    n_components, circular = CASES[request.param]
+    decoder = coupling_decoder(n_components, circular)
+    k = torch.arange(6) % n_components if n_components else None
+    return decoder(torch.randn(6, 2, dtype=F64), k)
+
+
+# CouplingDecoder
+
+
+def test_density_of_a_draw_is_that_of_the_inverse(conditional):
+    torch.manual_seed(0)
+    u = conditional.rsample()
+    with_the_draw = conditional.log_prob(u)
+    torch.testing.assert_close(conditional.log_prob(u.clone()), with_the_draw)
+    assert with_the_draw.shape == (6,)
+
+
+def test_both_densities_have_the_same_gradients(conditional):
+    torch.manual_seed(0)
+    u = conditional.rsample()
+    parameters = [p for p in conditional.decoder.parameters() if p.numel()]
+    first, second = (
+        torch.autograd.grad(conditional.log_prob(v).sum(), parameters, retain_graph=True, materialize_grads=True)
+        for v in (u, u.clone())
+    )
+    torch.testing.assert_close(first, second)
+
+
+def noise_to_u(decoder, z, k, noise):
+    """The map of the formula, written out again from the decoder's parts, without wrapping."""
+    n_circular = len(decoder.circular_index)
+    loc, scale = decoder.torsion_parameters(z, k)
+    tau = loc + scale * noise[:n_circular]
+    xi, condition = noise[n_circular:], decoder.condition(tau, z, k)
+    for coupling in decoder.couplings:
+        xi, _ = coupling(xi, condition)
+    v = decoder.conditional_centre(tau, z, k) + decoder.scale_tril[k] @ xi
+    return torch.cat([tau, v])[decoder.order]
+
+
+def test_density_is_that_of_the_noise_over_the_jacobian():
+    decoder = coupling_decoder()
+    with torch.no_grad():  # narrow, so that one image of the wrapped normal is all of it
+        decoder.log_scale.fill_(-3.0)
+    z, k = torch.randn(2, dtype=F64), torch.tensor(1)
+    noise = torch.randn(len(CIRCULAR), dtype=F64)
+    jacobian = torch.autograd.functional.jacobian(lambda e: noise_to_u(decoder, z, k, e), noise)
+    normal = -0.5 * (noise.square() + math.log(2 * math.pi)).sum()
+    expected = normal - torch.linalg.slogdet(jacobian).logabsdet
+    u = noise_to_u(decoder, z, k, noise)
+    torch.testing.assert_close(decoder(z[None], k[None]).log_prob(u[None])[0], expected)
+
+
+def test_density_integrates_to_one():
+    decoder = coupling_decoder(2, torch.tensor([False, True]), latent_dim=1)
+    angle = torch.linspace(-math.pi, math.pi, 401, dtype=F64)[:-1]
+    real = torch.linspace(-40, 40, 4001, dtype=F64)
+    grid = torch.cartesian_prod(real, angle)
+    k = torch.ones(len(grid), dtype=torch.long)
+    log_prob = decoder(torch.full((len(grid), 1), 0.4, dtype=F64), k).log_prob(grid)
+    cell = (2 * math.pi / 400) * (80 / 4000)
+    assert log_prob.exp().sum().item() * cell == pytest.approx(1.0, abs=1e-4)
+
+
+def test_density_is_periodic_where_circular(conditional):
+    u = conditional.sample()
+    turn = 2 * math.pi * torch.zeros_like(u).index_fill(-1, conditional.decoder.circular_index, 1.0)
+    torch.testing.assert_close(conditional.log_prob(u + turn), conditional.log_prob(u.clone()))
+
+
+def linear_gaussian(latent_dim=2, n=5, seed=0):
+    """Narrow, so that sines are linear and nothing wraps; circular coordinates independent."""
+    generator = torch.Generator().manual_seed(seed)
+    root = 0.02 * torch.randn(2, n, n, dtype=F64, generator=generator)
+    covariance = root @ root.mT + 1e-4 * torch.eye(n, dtype=F64)
+    covariance[:, 1, 3] = covariance[:, 3, 1] = 0.0
+    mean = torch.randn(2, n, dtype=F64, generator=generator)
+    loadings = 0.02 * torch.randn(2, latent_dim, n, dtype=F64, generator=generator)
+    return mean, loadings, covariance
+
+
+def test_start_linear_is_the_gaussian_density():
+    """Exactly that where no coordinate is circular."""
+    mean, loadings, covariance = linear_gaussian()
+    decoder = CouplingDecoder(torch.zeros(5, dtype=torch.bool), 2, 2, 4, (8,)).double()
+    decoder.start_linear(mean, loadings, covariance)
+    z, k = torch.randn(20, 2, dtype=F64), torch.arange(20) % 2
+    exact = torch.distributions.MultivariateNormal(
+        mean[k] + (z[:, None] @ loadings[k])[:, 0], covariance[k]
+    )
+    u = exact.sample()
+    torch.testing.assert_close(decoder(z, k).log_prob(u), exact.log_prob(u))
+
+
+def test_start_linear_has_the_right_moments_with_circular_coordinates():
+    mean, loadings, covariance = linear_gaussian()
+    decoder = CouplingDecoder(CIRCULAR, 2, 2, 4, (8,)).double()
+    decoder.start_linear(mean, loadings, covariance)
+    torch.manual_seed(0)
+    for k in range(2):
+        z = torch.tensor([0.5, -1.0], dtype=F64)
+        u = decoder(z.expand(200_000, 2), torch.full((200_000,), k)).sample()
+        torch.testing.assert_close(u.mean(0), mean[k] + z @ loadings[k], atol=5e-4, rtol=0)
+        torch.testing.assert_close(u.T.cov(), covariance[k], atol=3e-5, rtol=0.02)
+
+
+def test_samples_of_all_components_and_batches():
+    decoder = coupling_decoder()
+    d = decoder(torch.zeros(4, 2, dtype=F64), torch.zeros(4, dtype=torch.long))
+    assert d.rsample((7,)).shape == (7, 4, 5)
+    assert d.expand([3, 4]).log_prob(torch.zeros(3, 4, 5, dtype=F64)).shape == (3, 4)
+    assert d.expand([4]) is d
+
+
+def test_coupling_decoder_in_a_plate_with_validation():
+    decoder = coupling_decoder(0)
+
+    def program():
+        with pyro.plate("samples", 8):
+            return pyro.sample("u", decoder(torch.zeros(8, 2, dtype=F64)))
+
+    with pyro.validation_enabled(True):
+        trace = poutine.trace(program).get_trace()
+        trace.compute_log_prob()
+    assert trace.nodes["u"]["log_prob"].shape == (8,)
+
+
+def test_coupling_decoder_wants_components_exactly_if_it_has_some():
+    z = torch.zeros(3, 2)
+    with pytest.raises(ValueError, match="expected components for a decoder with n_components=3"):
+        CouplingDecoder(CIRCULAR, 2, 3)(z)
+    with pytest.raises(ValueError, match="expected no components"):
+        CouplingDecoder(CIRCULAR, 2, 0)(z, torch.zeros(3, dtype=torch.long))
+
+
+@pytest.mark.parametrize("n", [1, 2, 5])
+@pytest.mark.parametrize("flip", [False, True])
+def test_affine_coupling_inverts_and_knows_its_jacobian(n, flip):
+    coupling = roughened(AffineCoupling(n, 3, (8,), flip))
+    x, condition = torch.randn(n, dtype=F64), torch.randn(3, dtype=F64)
+    y, log_abs_det = coupling(x, condition)
+    back, log_abs_det_back = coupling.inverse(y, condition)
+    torch.testing.assert_close(back, x)
+    torch.testing.assert_close(log_abs_det_back, log_abs_det)
+    jacobian = torch.autograd.functional.jacobian(lambda v: coupling(v, condition)[0], x)
+    torch.testing.assert_close(torch.linalg.slogdet(jacobian).logabsdet, log_abs_det)
+
+
+def test_two_couplings_change_every_coordinate():
+    first, second = (roughened(AffineCoupling(5, 1, (8,), flip)) for flip in (False, True))
+    x, condition = torch.randn(5, dtype=F64), torch.zeros(1, dtype=F64)
+    y, _ = second(first(x, condition)[0], condition)
+    assert bool((y != x).all())
+
+
+# GaussianDecoder
+
+
+@pytest.mark.parametrize("variance", ["constant", "network"])
+def test_gaussian_decoder_starts_at_its_variance(variance):
+    decoder = GaussianDecoder(CIRCULAR, 2, variance=variance, initial_log_variance=-0.5)
+    d = decoder(torch.randn(7, 2))
+    assert (d.batch_shape, d.event_shape) == ((7,), (5,))
+    torch.testing.assert_close(d.scale, torch.full((7, 5), math.exp(-0.25)))
+    assert torch.equal(d.circular, CIRCULAR)
+
+
+def test_gaussian_decoder_is_wrapped_where_circular():
+    d = roughened(GaussianDecoder(CIRCULAR, 1)).double()(torch.randn(3, 1, dtype=F64))
+    u = d.sample((100,))
+    assert bool((u[..., CIRCULAR].abs() <= math.pi).all())
+    turn = 2 * math.pi * CIRCULAR.double()
+    torch.testing.assert_close(d.log_prob(u + turn), d.log_prob(u))
+
+
+def test_gaussian_decoder_bounds_the_scale_of_angles_only():
+    d = GaussianDecoder(CIRCULAR, 1, initial_log_variance=10.0)(torch.zeros(1, 1))
+    assert d.scale[0, CIRCULAR].tolist() == [4.0, 4.0]
+    assert d.scale[0, ~CIRCULAR].min() > 100
+
+
+def test_gaussian_decoder_of_a_circular_latent_is_periodic():
+    decoder = GaussianDecoder(CIRCULAR, 2, circular_latent=True).double()
+    z = torch.randn(4, 2, dtype=F64)
+    torch.testing.assert_close(decoder(z + 2 * math.pi).loc, decoder(z).loc)
+
+
+def test_gaussian_decoder_refuses_other_variances():
+    with pytest.raises(ValueError, match='expected "constant" or "network"'):
+        GaussianDecoder(CIRCULAR, 1, variance="none")

@@ -1,0 +1,167 @@
+import math
+
+import pytest
+import torch
+from pyro import poutine
+
+from pyrocg.encoders import BasinPartition, GaussianEncoder, MixtureEncoder, PartitionEncoder
+
+F64 = torch.float64
+CIRCULAR = torch.tensor([False, True, False])
+
+
+def roughened(module):
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    return module.double()
+
+
+def encoders():
+    return {
+        "gaussian": roughened(GaussianEncoder(CIRCULAR, 1)),
+        "gaussian, constant": roughened(GaussianEncoder(CIRCULAR, 1, variance="constant")),
+        "mixture": roughened(MixtureEncoder(CIRCULAR, 1, n_modes=3, hidden=(8,))),
+    }
+
+
+@pytest.mark.parametrize("name", encoders())
+def test_density_integrates_to_one_over_z(name):
+    u = torch.randn(4, 3, dtype=F64)
+    z = torch.linspace(-40, 40, 40_001, dtype=F64)[:, None, None]
+    density = encoders()[name](u).log_prob(z).exp()
+    assert density.shape == (40_001, 4)
+    assert (density.sum(0) * 80 / 40_000).tolist() == pytest.approx([1.0] * 4, abs=1e-6)
+
+
+@pytest.mark.parametrize("name", encoders())
+def test_encoder_is_periodic_where_circular(name):
+    encoder, u = encoders()[name], torch.randn(4, 3, dtype=F64)
+    z = torch.randn(4, 1, dtype=F64)
+    shifted = encoder(u + 2 * math.pi * CIRCULAR.double())
+    torch.testing.assert_close(shifted.log_prob(z), encoder(u).log_prob(z))
+
+
+def test_gaussian_encoder_starts_at_its_variance():
+    d = GaussianEncoder(CIRCULAR, 2, initial_log_variance=-1.0)(torch.randn(3, 3))
+    torch.testing.assert_close(d.base_dist.scale, torch.full((3, 2), math.exp(-0.5)))
+
+
+def test_mixture_encoder_of_one_component_ignores_the_others():
+    """Each component has its own linear map; batches of components mix freely."""
+    encoder = roughened(MixtureEncoder(CIRCULAR, 2, 2, (8,), n_components=3))
+    u, z = torch.randn(6, 3, dtype=F64), torch.randn(6, 2, dtype=F64)
+    k = torch.arange(6) % 3
+    one_by_one = [encoder(u[i : i + 1], k[i : i + 1]).log_prob(z[i : i + 1]) for i in range(6)]
+    torch.testing.assert_close(encoder(u, k).log_prob(z), torch.cat(one_by_one))
+
+
+def linear_decoder(latent_dim, n=5):
+    generator = torch.Generator().manual_seed(0)
+    mean = torch.randn(2, n, dtype=F64, generator=generator)
+    loadings = torch.randn(2, latent_dim, n, dtype=F64, generator=generator)
+    variance = 0.1 + torch.rand(2, n, dtype=F64, generator=generator)
+    return mean, loadings, variance
+
+
+def exact_posterior(u, mean, loadings, variance):
+    """From the joint Gaussian of (z, u), not from the formula of the encoder."""
+    covariance = loadings.T @ loadings + torch.diag(variance)
+    gain = torch.linalg.solve(covariance, loadings.T).T
+    return (u - mean) @ gain.T, torch.eye(len(loadings), dtype=F64) - gain @ loadings.T
+
+
+def test_start_posterior_is_exact_for_a_linear_decoder():
+    mean, loadings, variance = linear_decoder(latent_dim=1)
+    real = torch.zeros(5, dtype=torch.bool)
+    encoder = MixtureEncoder(real, 1, n_modes=1, hidden=(8,), n_components=2).double()
+    encoder.start_posterior(mean, loadings, variance, torch.arange(5))
+    u, z = torch.randn(20, 5, dtype=F64), torch.randn(20, 1, dtype=F64)
+    for k in range(2):
+        centre, covariance = exact_posterior(u, mean[k], loadings[k], variance[k])
+        expected = torch.distributions.Normal(centre, covariance.sqrt()).log_prob(z)[:, 0]
+        found = encoder(u, torch.full((20,), k)).log_prob(z)
+        torch.testing.assert_close(found, expected)
+
+
+def test_start_posterior_has_the_exact_mean_and_variances_in_more_dimensions():
+    mean, loadings, variance = linear_decoder(latent_dim=3)
+    real = torch.zeros(5, dtype=torch.bool)
+    encoder = MixtureEncoder(real, 3, n_modes=1, hidden=(8,), n_components=2).double()
+    encoder.start_posterior(mean, loadings, variance, torch.arange(5))
+    u = torch.randn(7, 5, dtype=F64)
+    centre, covariance = exact_posterior(u, mean[1], loadings[1], variance[1])
+    d = encoder(u, torch.ones(7, dtype=torch.long))
+    torch.testing.assert_close(d.mean, centre)
+    torch.testing.assert_close(d.variance, covariance.diagonal().expand(7, 3))
+
+
+def test_start_posterior_uses_its_columns_only():
+    mean, loadings, variance = linear_decoder(latent_dim=1)
+    columns = torch.tensor([0, 3])
+    encoder = MixtureEncoder(torch.zeros(5, dtype=torch.bool), 1, 1, (8,), 2).double()
+    encoder.start_posterior(mean, loadings, variance, columns)
+    u = torch.randn(6, 5, dtype=F64)
+    part = [t[0][..., columns] for t in (mean, loadings, variance)]
+    centre, _ = exact_posterior(u[:, columns], *part)
+    torch.testing.assert_close(encoder(u, torch.zeros(6, dtype=torch.long)).mean, centre)
+
+
+def test_start_posterior_is_exact_near_the_mean_where_circular():
+    mean, loadings, variance = linear_decoder(latent_dim=1, n=3)
+    encoder = MixtureEncoder(CIRCULAR, 1, 1, (8,), 2).double()
+    encoder.start_posterior(mean, loadings, variance, torch.arange(3))
+    u = mean[0] + 1e-4 * torch.randn(6, 3, dtype=F64)
+    centre, _ = exact_posterior(u, mean[0], loadings[0], variance[0])
+    found = encoder(u + 2 * math.pi * CIRCULAR.double(), torch.zeros(6, dtype=torch.long)).mean
+    torch.testing.assert_close(found, centre, atol=1e-10, rtol=1e-5)
+
+
+def test_modes_start_apart_around_the_posterior():
+    encoder = MixtureEncoder(CIRCULAR, 2, n_modes=4)
+    assert encoder.mode_shift.mean(0).abs().max().item() < 1e-7
+    assert encoder.mode_shift.std().item() > 0.02
+
+
+# The partition into basins
+
+
+def partition():
+    centres = torch.tensor([[0.0, 1.0], [3.0, -1.0], [-2.0, 0.0]], dtype=F64)
+    return BasinPartition(centres, torch.tensor([1, 2]), CIRCULAR, torch.tensor([2.0, 0.5]))
+
+
+def test_partition_is_one_of_unity_and_periodic():
+    u = 3 * torch.randn(50, 3, dtype=F64)
+    probs = partition()(u).probs
+    assert probs.shape == (50, 3)
+    torch.testing.assert_close(probs.sum(-1), torch.ones(50, dtype=F64))
+    torch.testing.assert_close(partition()(u + 2 * math.pi * CIRCULAR.double()).probs, probs)
+
+
+def test_partition_is_the_formula():
+    u = torch.tensor([[9.0, 0.5, 0.3]], dtype=F64)
+    scores = [
+        2.0 * math.cos(0.5 - a) - 0.5 * 0.5 * (0.3 - b) ** 2
+        for a, b in [(0.0, 1.0), (3.0, -1.0), (-2.0, 0.0)]
+    ]
+    expected = torch.tensor(scores, dtype=F64).softmax(0)
+    torch.testing.assert_close(partition()(u).probs[0], expected)
+
+
+def test_partition_refuses_wrong_shapes_and_concentrations():
+    centres = torch.zeros(2, 1)
+    with pytest.raises(ValueError, match="expected centres of shape"):
+        BasinPartition(centres, torch.tensor([0, 1]), CIRCULAR)
+    with pytest.raises(ValueError, match="expected concentrations > 0"):
+        BasinPartition(centres, torch.tensor([0]), CIRCULAR, 0.0)
+
+
+def test_partition_encoder_draws_component_and_z():
+    encoder = PartitionEncoder(partition(), roughened(MixtureEncoder(CIRCULAR, 2, 2, (8,), 3)))
+    u = torch.randn(5, 3, dtype=F64)
+    trace = poutine.trace(encoder).get_trace(u)
+    trace.compute_log_prob()
+    assert trace.nodes["component"]["log_prob"].shape == (5,)
+    assert trace.nodes["z"]["value"].shape == (5, 2)

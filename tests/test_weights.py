@@ -1,0 +1,64 @@
+import math
+
+import pytest
+import torch
+
+from pyrocg.weights import component_shares, ess, log_mean_exp, log_mean_exp_error, normalised
+
+
+def lognormal(n, scale=0.7, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return scale * torch.randn(n, dtype=torch.float64, generator=generator)
+
+
+def test_log_mean_exp_is_stable_and_right():
+    log_w = torch.tensor([1000.0, 1000.0 + math.log(3.0)], dtype=torch.float64)
+    assert log_mean_exp(log_w).item() == pytest.approx(1000.0 + math.log(2.0))
+
+
+def test_ess_is_kish():
+    log_w = lognormal(1000)
+    w = log_w.exp()
+    assert ess(log_w).item() == pytest.approx((w.sum() ** 2 / (1000 * w.square().sum())).item())
+    assert ess(torch.full((10,), -500.0, dtype=torch.float64)).item() == pytest.approx(1.0)
+    torch.testing.assert_close(ess(log_w + 800.0), ess(log_w))
+
+
+def test_ess_of_lognormal_weights():
+    """(E w)² / E w² = exp(-s²)."""
+    assert ess(lognormal(400_000)).item() == pytest.approx(math.exp(-0.49), abs=0.01)
+
+
+def test_log_mean_exp_error_is_the_spread_over_repetitions():
+    estimates = torch.stack([log_mean_exp(lognormal(500, seed=s)) for s in range(400)])
+    errors = torch.stack([log_mean_exp_error(lognormal(500, seed=s)) for s in range(400)])
+    assert errors.mean().item() == pytest.approx(estimates.std().item(), rel=0.1)
+
+
+def test_log_mean_exp_error_of_equal_weights_is_zero():
+    assert log_mean_exp_error(torch.zeros(9)).item() == pytest.approx(0.0, abs=1e-3)
+
+
+def test_normalised_weights_sum_to_one():
+    assert normalised(lognormal(50) + 900).sum().item() == pytest.approx(1.0)
+
+
+def test_component_shares_are_the_parts_of_z():
+    """Weights of component k, drawn with p_k, are Z_k / p_k times noise of mean 1."""
+    generator = torch.Generator().manual_seed(0)
+    parts, drawn = torch.tensor([0.9, 0.09, 0.01]), torch.tensor([0.2, 0.3, 0.5])
+    k = torch.multinomial(drawn, 200_000, replacement=True, generator=generator)
+    log_w = (parts / drawn).log()[k] + lognormal(200_000, seed=1) - 0.5 * 0.49
+    torch.testing.assert_close(component_shares(log_w, k, drawn), parts, rtol=0.03, atol=0)
+
+
+def test_component_shares_ignore_weights_that_are_not_finite():
+    log_w = torch.tensor([0.0, torch.nan, torch.inf, -torch.inf, 0.0])
+    k = torch.tensor([0, 0, 1, 1, 1])
+    torch.testing.assert_close(component_shares(log_w, k, torch.ones(2) / 2), torch.full((2,), 0.5))
+
+
+def test_component_shares_keep_a_component_without_weight():
+    shares = component_shares(torch.zeros(3), torch.tensor([0, 0, 2]), torch.ones(3) / 3)
+    assert shares[1].item() == pytest.approx(1e-6, rel=1e-5)
+    assert shares.sum().item() == pytest.approx(1.0)
