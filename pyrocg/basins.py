@@ -1,4 +1,4 @@
-"""Basins of a target: where its mass is in reduced coordinates, found from the force field alone."""
+"""Basins of a target: where its mass is in reduced coordinates, found without data."""
 
 from __future__ import annotations
 
@@ -175,8 +175,11 @@ def find_basins(
         covariance = (vectors / values.clamp(min=_FLATTEST)) @ vectors.mT
         u = torch.where(circular, wrap(u), u)
         parts.append((u, _values(component, u.unsqueeze(0))[0], covariance))
+    minimum, value, covariance = (torch.stack(part) for part in zip(*parts, strict=True))
     return Basins(
-        *(torch.stack(part) for part in zip(*parts, strict=True)),
+        u=minimum,
+        value=value,
+        covariance=covariance,
         columns=columns,
         centres=centres,
         concentration=kappa,
@@ -185,9 +188,7 @@ def find_basins(
     )
 
 
-def _starts(
-    coordinates: Coordinates, columns: Tensor, n: int, spread: float, seed: int
-) -> Tensor:
+def _starts(coordinates: Coordinates, columns: Tensor, n: int, spread: float, seed: int) -> Tensor:
     uniform = torch.quasirandom.SobolEngine(len(columns), scramble=True, seed=seed).draw(n).double()
     uniform = uniform.clamp(1e-6, 1 - 1e-6)
     normal = spread * math.sqrt(2.0) * torch.erfinv(2 * uniform - 1)
@@ -226,9 +227,7 @@ def _gradient(potential: Potential, u: Tensor) -> Tensor:
     return torch.autograd.grad(potential(u).sum(), u)[0]
 
 
-def _descend(
-    potential: Potential, u: Tensor, steps: int, fixed: Tensor | None = None
-) -> Tensor:
+def _descend(potential: Potential, u: Tensor, steps: int, fixed: Tensor | None = None) -> Tensor:
     """Minimise from every start by Adam, whose steps do not depend on the force's size."""
     u = u.clone().requires_grad_()
     adam = torch.optim.Adam([u], lr=0.1, betas=(0.8, 0.95))

@@ -7,7 +7,13 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-__all__ = ["bootstrap_means", "bootstrap_quantiles", "bootstrap_sums", "equal_tailed", "weighted_quantiles"]
+__all__ = [
+    "bootstrap_means",
+    "bootstrap_quantiles",
+    "bootstrap_sums",
+    "equal_tailed",
+    "weighted_quantiles",
+]
 
 _CHUNK = 2**22  # numbers drawn at a time
 
@@ -21,7 +27,9 @@ def _factors(n: int, n_draws: int, seed: int) -> Iterator[Tensor]:
         yield torch.empty(rows, n, dtype=torch.float64).exponential_(generator=generator)
 
 
-def bootstrap_means(weights: Tensor, values: Tensor, n_draws: int, seed: int) -> tuple[Tensor, Tensor]:
+def bootstrap_means(
+    weights: Tensor, values: Tensor, n_draws: int, seed: int
+) -> tuple[Tensor, Tensor]:
     r"""Draw weighted means and mean weights from their Bayesian bootstrap distribution.
 
     .. math:: \frac{\sum_i g_i w_i f_i}{\sum_i g_i w_i}, \quad

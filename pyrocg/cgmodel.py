@@ -20,6 +20,7 @@ Source: Schöberl, Zabaras and Koutsourelakis (2020), arXiv:2002.10148, equation
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -28,6 +29,7 @@ import pyro
 import pyro.distributions as dist
 import torch
 from pyro import poutine
+from pyro.distributions.torch_distribution import TorchDistributionMixin
 from pyro.poutine.runtime import am_i_wrapped, effectful
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor, nn
@@ -108,9 +110,11 @@ class ExtendedTarget(nn.Module):
             log_boltzmann = self.target.log_prob(x)
             pyro.deterministic("x", x, event_dim=len(self.target.event_shape))
             pyro.deterministic("log_boltzmann", log_boltzmann, event_dim=0)
-            pyro.factor("boltzmann", self.temper * log_boltzmann + log_abs_det)
+            score = self.temper * log_boltzmann + log_abs_det
+            # no energy, no weight: Pyro refuses NaN
+            pyro.factor("boltzmann", torch.where(score.isnan(), -torch.inf, score))
             encoded = self.encoder(u)
-            if isinstance(encoded, dist.Distribution):
+            if isinstance(encoded, TorchDistributionMixin):
                 pyro.sample("z", encoded)
                 if self.program is not None:
                     with poutine.block(hide=["z"]):
@@ -126,7 +130,8 @@ class Samples:
         u: reduced coordinates, shape ``(n, n_coordinates)``.
         x: configurations, shape ``(n, *event_shape)``, nm for molecules.
         latents: values of the guide's other sites, shape ``(n, ...)`` each.
-        log_weights: :math:`-t\beta U + \log|\partial T/\partial u| + \log r - \log p - \log q`, ``(n,)``.
+        log_weights: :math:`-t\beta U + \log|\partial T/\partial u| + \log r - \log p - \log q`,
+            shape ``(n,)``.
         reduced_energy: :math:`\beta U` (without t), shape ``(n,)``.
         latent_log_ratio: :math:`\log r(z|u) - \log p(z)`, shape ``(n,)``; its mean bounds the
             information in z about u from below (Barber and Agakov 2003), so near 0 means that
@@ -151,7 +156,9 @@ class CoarseGrainedModel(nn.Module):
 
     :attr:`model` and :attr:`guide` are what ``pyro.infer.SVI(cg.model, cg.guide, ...)`` takes;
     both are called with the number of samples. They are modules that register their parameters
-    with Pyro's handlers themselves, without the global parameter store.
+    with Pyro's handlers themselves, without the global parameter store. (A ``PyroModule`` given as
+    prior or encoder uses that store, as it always does, unless it was built after
+    ``pyro.settings.set(module_local_params=True)``: needed where two models train side by side.)
 
     .. warning:: ``TraceMeanField_ELBO`` is wrong for this pair: it takes the analytic KL between
        p(z) and r(z|u), but u came from that z. Use ``Trace_ELBO`` or ``RenyiELBO``.
@@ -232,8 +239,8 @@ class CoarseGrainedModel(nn.Module):
         decoder = CouplingDecoder(circular, latent_dim, len(basins), n_couplings, hidden)
         decoder.start_linear(basins.u, loadings, residual)
         encoder = MixtureEncoder(circular, latent_dim, n_modes, hidden, len(basins))
-        variance = residual.diagonal(dim1=-2, dim2=-1)
-        encoder.start_posterior(basins.u, loadings, variance, columns)
+        dropped = (circular[:, None] & circular).fill_diagonal_(False)  # the decoder has no others
+        encoder.start_posterior(basins.u, loadings, residual * ~dropped, columns)
         partition = BasinPartition(
             basins.centres.to(dtype), columns, circular, basins.concentration.to(dtype)
         )
@@ -301,12 +308,13 @@ class CoarseGrainedModel(nn.Module):
             self.model.target = capped
         log_model, log_guide = _log_probs(model, num_samples), _log_probs(guide, num_samples)
         names = [name for name in log_guide if name != "u"]
+        log_boltzmann: Any = model.nodes["log_boltzmann"]["value"]
         return Samples(
             u=guide.nodes["u"]["value"],
             x=model.nodes["x"]["value"],
             latents={name: guide.nodes[name]["value"] for name in names},
             log_weights=sum(log_model.values()) - sum(log_guide.values()),
-            reduced_energy=-model.nodes["log_boltzmann"]["value"],
+            reduced_energy=-log_boltzmann,
             latent_log_ratio=sum(log_model[name] - log_guide[name] for name in names),
         )
 
@@ -326,7 +334,7 @@ class CoarseGrainedModel(nn.Module):
 
         def program() -> None:
             encoded = self.encoder(u)
-            if isinstance(encoded, dist.Distribution):
+            if isinstance(encoded, TorchDistributionMixin):
                 pyro.sample("z", encoded)
 
         nodes = poutine.trace(program).get_trace().nodes
@@ -335,7 +343,7 @@ class CoarseGrainedModel(nn.Module):
 
 def _draw(name: str, prior: Any) -> tuple[Any, ...]:
     """Sample a site if the prior gave a distribution; else these are a program's latents."""
-    latents = pyro.sample(name, prior) if isinstance(prior, dist.Distribution) else prior
+    latents = pyro.sample(name, prior) if isinstance(prior, TorchDistributionMixin) else prior
     return latents if isinstance(latents, tuple) else (latents,)
 
 
@@ -346,7 +354,9 @@ def _check_count(num_samples: int) -> None:
 
 def _log_probs(trace: poutine.Trace, n: int) -> dict[str, Tensor]:
     """Log density of every sample at every site, shape (n,) each."""
-    trace.compute_log_prob()
+    with warnings.catch_warnings():  # of -inf, which the caller counts
+        warnings.filterwarnings("ignore", "Encountered .*inf", UserWarning)
+        trace.compute_log_prob()
     return {
         name: site["log_prob"].expand(n)
         for name, site in trace.nodes.items()
@@ -363,7 +373,9 @@ def _register_parameters(name: str, module: nn.Module) -> None:
     """
     if not am_i_wrapped():
         return
-    own = {id(p) for m in module.modules() if isinstance(m, pyro.nn.PyroModule) for p in m.parameters()}
+    own = {
+        id(p) for m in module.modules() if isinstance(m, pyro.nn.PyroModule) for p in m.parameters()
+    }
     for key, parameter in module.named_parameters():
         if parameter.requires_grad and id(parameter) not in own:
             alias = parameter.view_as(parameter)  # bare, so that the parameter can be pickled

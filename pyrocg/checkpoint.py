@@ -59,7 +59,9 @@ def load_state(path: str | Path) -> dict[str, Any]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise ValueError(f"expected a checkpoint of tensors at {path}, cannot read it: {error}") from error
+        raise ValueError(
+            f"expected a checkpoint of tensors at {path}, cannot read it: {error}"
+        ) from error
     if not isinstance(state, dict):
         raise ValueError(f"expected a dictionary in {path}, got {type(state).__name__}")
     return state

@@ -20,7 +20,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from pyrocg.config import SECTIONS, Config, Option, options, parse, read_toml, resolve
+from pyrocg.config import SECTIONS, Config, options, read_toml, resolve
+from pyrocg.option import Option, parse
 
 if TYPE_CHECKING:
     from pyrocg.cgmodel import CoarseGrainedModel
@@ -34,6 +35,9 @@ _EXPECTED = (ValueError, OSError, KeyError, FloatingPointError, RuntimeError)
 _DESCRIPTION = """\
 Learn a coarse-grained, generative model of a molecule from its force field alone, and predict with
 credible intervals."""
+_DEFAULTS_HELP = """\
+Defaults depend on the system; all are written to config.toml in the folder of the results, whose
+sections and keys a --config file has too."""
 _SYSTEM_HELP = "double-well or alanine-dipeptide; with --pdb or --peptide, nothing"
 
 
@@ -100,16 +104,17 @@ def _resume(args: argparse.Namespace) -> None:
 def _predict_command(args: argparse.Namespace) -> None:
     started = time.monotonic()
     with _input():
+        from pyrocg.runfolder import plain, write_trajectory
+
         folder, config, system = _opened(args.folder, _given(args))
         if args.trajectory is not None:
             _check_trajectory(args.trajectory, system)
     prediction, summary = _predict(folder, config, system, args.quiet, not args.plain)
     folder.write_prediction(prediction, summary, config.run.save_samples)
     if args.trajectory is not None:
-        _save_trajectory(prediction, Path(args.trajectory), system)
+        for path in write_trajectory(prediction, Path(args.trajectory), system):
+            _note(f"wrote {path}")
     if args.json:
-        from pyrocg.runfolder import plain
-
         print(json.dumps(plain(summary)))
     else:
         _print_table(summary, system, time.monotonic() - started)
@@ -177,19 +182,11 @@ def _train(folder: RunFolder, config: Config, system: System, quiet: bool) -> No
 
 def _model(folder: RunFolder, config: Config, system: System) -> tuple[CoarseGrainedModel, int]:
     """The untrained model, and the energy calls that its basins took."""
-    from pyrocg.basins import find_basins
-    from pyrocg.system import build_model
+    from pyrocg.system import build_model, find_basins
 
     if config.model.kind != "basins":
         return build_model(config, system, None), 0
-    basins = folder.basins(
-        lambda: find_basins(
-            system.target,
-            system.coordinates,
-            starts=config.model.starts or 128,
-            seed=config.fit.seed,
-        )
-    )
+    basins = folder.basins(lambda: find_basins(config, system))
     return build_model(config, system, basins), basins.energy_calls
 
 
@@ -254,69 +251,22 @@ def _check_trajectory(path: str, system: System) -> None:
         raise ValueError(f"--trajectory: expected a .dcd, .xtc or .pdb file, got {path}")
 
 
-def _save_trajectory(prediction: Prediction, path: Path, system: System) -> None:
-    """Write trajectory and weights beside the target first, so that neither is ever half there."""
-    import tempfile
-
-    assert system.molecule is not None
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
-        weights = prediction.save_trajectory(Path(folder) / path.name, system.molecule)
-        os.replace(Path(folder) / path.name, path)
-        os.replace(weights, path.parent / weights.name)
-    _note(f"wrote {path} and {path.parent / weights.name}")
-
-
-# Tables.
+# Printing.
 
 
 def _print_trained(folder: RunFolder) -> None:
-    done = folder.history()
-    calls = sum(done["energy_calls"].values())
-    print(
-        f"{done['stopped']} after {done['steps']} steps, {done['seconds']:.0f} s, "
-        f"{calls:,} energy calls, {done['skipped']} steps left out"
-    )
+    from pyrocg.tables import training_line
+
+    print(training_line(folder.history()))
     print(f"predict by `pyrocg predict {folder.path}`")
 
 
 def _print_table(summary: dict[str, Any], system: System, seconds: float) -> None:
-    calls = summary["energy_calls_split"]
-    split = ", ".join(f"{name} {count:,}" for name, count in calls.items())
-    level = f"{100 * next(iter(summary['observables'].values()))['level']:g} %"
-    low, high = summary["log_z_interval"]
-    known = system.reference.log_z if system.reference else None
-    rows = {
-        "log Z": f"{summary['log_z']:.4f}, {level} interval {low:.4f} to {high:.4f}"
-        + ("" if known is None else f" (reference {known:.4f})"),
-        "ELBO": f"{summary['elbo']:.4f}",
-        "ESS": f"{100 * summary['ess']:.1f} % of {summary['num_samples']:,} samples",
-        "Pareto k-hat": f"{summary['pareto_k']:.2f}",
-        "energy calls": f"{summary['energy_calls']:,} ({split})",
-        "wall time": f"{seconds:.1f} s",
-    }
-    for name, value in rows.items():
-        print(f"{name:<14}{value}")
-    how = "importance-corrected" if summary["corrected"] else "the model's own"
-    print(f"\n{how:<24}{'mean':>10}   {level + ' interval':<24}reference")
-    reference = system.reference.observables if system.reference else {}
-    for name, found in summary["observables"].items():
-        print(_row(name, found, reference.get(name)))
+    from pyrocg.tables import prediction_table
+
+    print(prediction_table(summary, system.reference, seconds))
     for warning in summary["warnings"]:
         _note(f"warning: {warning}")
-
-
-def _row(name: str, found: dict[str, Any], known: dict[str, Any] | None) -> str:
-    scale, unit, digits = 1.0, found["unit"], 5
-    if unit == "rad":
-        scale, unit, digits = 57.29577951308232, "deg", 1
-    label = f"{name} ({unit})" if unit else name
-    mean, (low, high) = found["mean"] * scale, (edge * scale for edge in found["interval"])
-    interval = f"{low:.{digits}f} to {high:.{digits}f}"
-    line = f"{label:<24}{mean:>10.{digits}f}   {interval:<24}"
-    if known is None:
-        return line.rstrip()
-    error = f" ± {known['standard_error']:.{digits}f}" if "standard_error" in known else ""
-    return f"{line}{known['mean']:.{digits}f}{error}"
 
 
 def _note(text: str) -> None:
@@ -380,20 +330,24 @@ def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="pyrocg", description=_DESCRIPTION, allow_abbrev=False)
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
 
-    def command(name: str, run: Callable[[argparse.Namespace], None], text: str) -> Any:
+    def command(
+        name: str, run: Callable[[argparse.Namespace], None], text: str, epilog: str = ""
+    ) -> Any:
         added = commands.add_parser(
-            name, help=text, description=text, parents=[common], allow_abbrev=False
+            name, help=text, description=text, parents=[common], allow_abbrev=False, epilog=epilog
         )
         added.set_defaults(command=run)
         return added
 
     quickstart = command(
-        "quickstart", _quickstart, "learn alanine dipeptide, predict and draw, in minutes"
+        "quickstart", _quickstart, "learn alanine dipeptide, predict and draw", _DEFAULTS_HELP
     )
     quickstart.add_argument("--out", default="pyrocg-quickstart", help="folder of the results")
-    fit = command("fit", _fit, "learn a system")
+    fit = command("fit", _fit, "learn a system", _DEFAULTS_HELP)
     fit.add_argument("system", nargs="?", metavar="SYSTEM", help=_SYSTEM_HELP)
     fit.add_argument("--out", required=True, help="folder of the results")
+    quickstart.usage = "pyrocg quickstart [--out DIR] [--config FILE] [options]"
+    fit.usage = "pyrocg fit [SYSTEM] --out DIR [--config FILE] [options]"
     for each in (quickstart, fit):
         each.add_argument("--config", help="TOML file of options; the command line beats it")
         _add_options(each, SECTIONS)
@@ -457,6 +411,7 @@ def _deferred_interrupt(advice: str) -> Iterator[Callable[[], bool]]:
         if asked:
             raise KeyboardInterrupt
         asked.append(number)
+        _note("stopping after this step; press Ctrl-C again to stop at once")
 
     try:
         before = signal.signal(signal.SIGINT, note)

@@ -8,20 +8,19 @@ and refused when given.
 from __future__ import annotations
 
 import difflib
-import math
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TypeAlias, get_args, get_origin, get_type_hints
+from typing import Any, TypeAlias
+
+from pyrocg.option import Option, option, options_of
 
 __all__ = [
     "Config",
-    "Option",
     "SECTIONS",
     "SYSTEMS",
     "options",
-    "parse",
     "read_toml",
     "resolve",
     "to_toml",
@@ -75,7 +74,8 @@ _KINDS: dict[str, dict[str, dict[str, Any]]] = {
             "latent_dim": 2,
             "starts": 128,
             "share": 0.3,
-            "concentration": 4.0,
+            "cover": 0.9,
+            "concentration": 12.0,
             "n_couplings": 6,
             "hidden": (128, 128),
             "n_modes": 4,
@@ -114,33 +114,28 @@ _KINDS: dict[str, dict[str, dict[str, Any]]] = {
 _FIRST_KIND = {"coordinates": "internal", "model": "basins", "schedule": "fixed"}
 
 
-def _option(description: str, flag: str | None = None, **limits: Any) -> Any:
-    """A field with its help, its flag if that is not its name, and the limits of its values."""
-    return field(metadata={"help": description, "flag": flag, **limits})
-
-
 @dataclass(frozen=True)
 class SystemOptions:
     """[system]: whose Boltzmann density is learned."""
 
-    kind: str = _option("what to learn", choices=SYSTEMS)
-    tilt: float | None = _option("c of the double well; 0 makes it symmetric")
-    pdb: str | None = _option("structure file with all hydrogens (PDB or mmCIF)")
-    peptide: str | None = _option("one-letter sequence of a capped peptide, such as AAA")
-    forcefield: tuple[str, ...] | None = _option(
+    kind: str = option("what to learn", choices=SYSTEMS)
+    tilt: float | None = option("c of the double well; 0 makes it symmetric")
+    pdb: str | None = option("structure file with all hydrogens (PDB or mmCIF)")
+    peptide: str | None = option("one-letter sequence of a capped peptide, such as AAA")
+    forcefield: tuple[str, ...] | None = option(
         "OpenMM force-field files, or amber96-obc or ff96-obc1 for alanine-dipeptide"
     )
-    temperature: float | None = _option("in K", above=0)
-    engine: str | None = _option("what computes energies", choices=("auto", "compiled", "openmm"))
-    platform: str | None = _option("OpenMM platform (Reference, CPU, CUDA, ...); engine openmm")
-    workers: int | None = _option("processes that share a batch; engine openmm", low=1)
+    temperature: float | None = option("in K", above=0)
+    engine: str | None = option("what computes energies", choices=("auto", "compiled", "openmm"))
+    platform: str | None = option("OpenMM platform (Reference, CPU, CUDA, ...); engine openmm")
+    workers: int | None = option("processes that share a batch; engine openmm", low=1)
 
 
 @dataclass(frozen=True)
 class CoordinatesOptions:
     """[coordinates]: the variables without rigid motion."""
 
-    kind: str = _option(
+    kind: str = option(
         "reduced coordinates (a toy has its own)",
         "coordinates",
         choices=("identity", "internal", "cartesian"),
@@ -151,72 +146,75 @@ class CoordinatesOptions:
 class ModelOptions:
     """[model]: prior, decoder and encoder."""
 
-    kind: str = _option(
+    kind: str = option(
         "basins: a mixture latent, one component for each basin, with a coupling decoder; "
         "gaussian: Gaussian decoder and encoder, as in the paper",
         "model",
         choices=("basins", "gaussian"),
     )
-    latent_dim: int = _option("number of collective variables z", low=1)
-    hidden: tuple[int, ...] = _option("sizes of the hidden layers", low=1)
-    starts: int | None = _option("of the search for basins", low=1)
-    share: float | None = _option(
+    latent_dim: int = option("number of collective variables z", low=1)
+    hidden: tuple[int, ...] = option("sizes of the hidden layers", low=1)
+    starts: int | None = option("of the search for basins", low=1)
+    share: float | None = option(
         "fraction of the basins' variance that z explains at the start", above=0, below=1
     )
-    concentration: float | None = _option("sharpness of the partition into basins", above=0)
-    n_couplings: int | None = _option("coupling layers of the decoder", low=1)
-    n_modes: int | None = _option("Gaussians of the encoder", low=1)
-    variance: str | None = _option("of the Gaussians", choices=("network", "constant"))
+    cover: float | None = option(
+        "farthest that a populated point is from a basin, rad; 0: minima alone", low=0
+    )
+    concentration: float | None = option("sharpness of the partition into basins", above=0)
+    n_couplings: int | None = option("coupling layers of the decoder", low=1)
+    n_modes: int | None = option("Gaussians of the encoder", low=1)
+    variance: str | None = option("of the Gaussians", choices=("network", "constant"))
 
 
 @dataclass(frozen=True)
 class ScheduleOptions:
     """[schedule]: of the tempering factor t."""
 
-    kind: str = _option(
+    kind: str = option(
         "tempering", "schedule", choices=("fixed", "linear", "geometric", "adaptive")
     )
-    start: float | None = _option("first t", "schedule-start", above=0, high=1)
-    until: float | None = _option(
+    start: float | None = option("first t", "schedule-start", above=0, high=1)
+    until: float | None = option(
         "fraction of the steps at which t is 1", "schedule-until", above=0, high=1
     )
-    max_kl_increase: float | None = _option("bound of a step in t, nats", above=0)
-    min_ess: float | None = _option("bound on the conditional ESS", above=0, below=1)
-    max_step: float | None = _option("largest step in t", above=0, high=1)
+    max_kl_increase: float | None = option("bound of a step in t, nats", above=0)
+    min_ess: float | None = option("bound on the conditional ESS", above=0, below=1)
+    max_step: float | None = option("largest step in t", above=0, high=1)
 
 
 @dataclass(frozen=True)
 class FitOptions:
     """[fit]: the training."""
 
-    steps: int = _option("training steps", low=1)
-    num_samples: int = _option("samples, and energy calls, in each step", low=1)
-    learning_rate: float = _option("peak learning rate of Adam", above=0)
-    clip_norm: float = _option("bound on the norm of the gradient", above=0)
-    warmup: float = _option("fraction of the steps in which the rate warms up", low=0, high=1)
-    evaluate_every: int = _option("steps between evaluations", low=1)
-    evaluate_samples: int = _option("samples of an evaluation", low=1)
-    patience: int | None = _option("evaluations without progress before it stops early", low=1)
-    seed: int = _option("of basins, networks and training", low=0)
-    checkpoint_seconds: float = _option("shortest time between two checkpoints", low=0)
+    steps: int = option("training steps", low=1)
+    num_samples: int = option("samples, and energy calls, in each step", low=1)
+    learning_rate: float = option("peak learning rate of Adam", above=0)
+    clip_norm: float = option("bound on the norm of the gradient", above=0)
+    warmup: float = option("fraction of the steps in which the rate warms up", low=0, high=1)
+    evaluate_every: int = option("steps between evaluations", low=1)
+    evaluate_samples: int = option("samples of an evaluation", low=1)
+    patience: int | None = option("evaluations without progress before it stops early", low=1)
+    seed: int = option("of basins, networks and training", low=0)
+    checkpoint_seconds: float = option("shortest time between two checkpoints", low=0)
 
 
 @dataclass(frozen=True)
 class PredictOptions:
     """[predict]: samples and intervals."""
 
-    num_samples: int = _option("samples to predict from", "predict-samples", low=1)
-    level: float = _option("probability that an interval holds", above=0, below=1)
-    seed: int = _option("of the samples", "predict-seed", low=0)
-    state: str = _option("of the training", choices=("last", "best"))
+    num_samples: int = option("samples to predict from", "predict-samples", low=1)
+    level: float = option("probability that an interval holds", above=0, below=1)
+    seed: int = option("of the samples", "predict-seed", low=0)
+    state: str = option("of the training", choices=("last", "best"))
 
 
 @dataclass(frozen=True)
 class RunOptions:
     """[run]: the machine and the files."""
 
-    threads: int | None = _option("threads of torch; default one for each core", low=1)
-    save_samples: bool = _option("write the sampled configurations to samples.npz")
+    threads: int | None = option("threads of torch; default one for each core", low=1)
+    save_samples: bool = option("write the sampled configurations to samples.npz")
 
 
 @dataclass(frozen=True)
@@ -243,105 +241,9 @@ SECTIONS: dict[str, type] = {
 }
 
 
-@dataclass(frozen=True)
-class Option:
-    """One option as the command line and the validation see it.
-
-    Attributes:
-        section: its table in the file.
-        key: its name there.
-        type: int, float, str or bool; of the items, if it is a list.
-        is_list: whether it takes several values.
-        limits: ``low``, ``high`` (inclusive), ``above``, ``below`` (exclusive), ``choices``.
-        help: what it is.
-        flag: on the command line, without dashes.
-    """
-
-    section: str
-    key: str
-    type: type
-    is_list: bool
-    limits: Mapping[str, Any]
-    help: str
-    flag: str
-
-    def expected(self) -> str:
-        """What is accepted, in words."""
-        words = {int: "an integer", float: "a number", str: "text", bool: "true or false"}
-        if "choices" in self.limits:
-            return "one of " + ", ".join(self.limits["choices"])
-        signs = {"low": "of at least", "above": "above", "high": "at most", "below": "below"}
-        parts = [f"{signs[k]} {v}" for k, v in self.limits.items() if k in signs]
-        what = " ".join([words[self.type], " and ".join(parts)]).strip()
-        return f"a list, each {what}" if self.is_list else what
-
-    def check(self, value: Any) -> Any:
-        """Return the value in its type.
-
-        Raises:
-            ValueError: it has another type or is out of range.
-        """
-        if self.is_list:
-            if not isinstance(value, (list, tuple)) or not value:
-                raise self._refused(value)
-            return tuple(self._item(item, value) for item in value)
-        return self._item(value, value)
-
-    def _item(self, item: Any, whole: Any) -> Any:
-        if self.type is float and isinstance(item, int) and not isinstance(item, bool):
-            item = float(item)
-        right = isinstance(item, self.type) and (self.type is bool) == isinstance(item, bool)
-        if not right or (self.type is float and not math.isfinite(item)) or item == "":
-            raise self._refused(whole)
-        limits = self.limits
-        inside = (
-            item in limits.get("choices", (item,))
-            and ("low" not in limits or item >= limits["low"])
-            and ("high" not in limits or item <= limits["high"])
-            and ("above" not in limits or item > limits["above"])
-            and ("below" not in limits or item < limits["below"])
-        )
-        if not inside:
-            raise self._refused(whole)
-        return item
-
-    def _refused(self, value: Any) -> ValueError:
-        return ValueError(f"{self.section}.{self.key}: expected {self.expected()}, got {value!r}")
-
-
 def options(section: str) -> dict[str, Option]:
     """Return the options of a section by key."""
-    hints = get_type_hints(SECTIONS[section])
-    found = {}
-    for f in fields(SECTIONS[section]):
-        hint = hints[f.name]
-        if type(None) in get_args(hint):
-            hint = get_args(hint)[0]
-        is_list = get_origin(hint) is tuple
-        kind = get_args(hint)[0] if is_list else hint
-        limits = {k: v for k, v in f.metadata.items() if k not in ("help", "flag")}
-        flag = f.metadata["flag"] or f.name.replace("_", "-")
-        found[f.name] = Option(section, f.name, kind, is_list, limits, f.metadata["help"], flag)
-    return found
-
-
-def parse(option: Option, words: Sequence[str]) -> Any:
-    """Return the value of an option from the words of a command line.
-
-    Raises:
-        ValueError: it is not of the option's type or out of range.
-    """
-
-    def one(word: str) -> Any:
-        if option.type is str:
-            return word
-        try:
-            return option.type(word)
-        except ValueError:
-            return word  # refused by check, in the option's own words
-
-    values = [one(word) for word in words]
-    return option.check(values if option.is_list else values[0])
+    return options_of(section, SECTIONS[section])
 
 
 def resolve(*layers: Values) -> Config:

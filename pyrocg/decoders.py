@@ -154,7 +154,7 @@ class CouplingDecoder(nn.Module):
         """Location and scale of the circular coordinates."""
         inputs = torch.cat([z, self.one_hot(k, z.dtype)], dim=-1)
         shift, log_scale = self.torsion_network(inputs).chunk(2, dim=-1)
-        linear = _select(torch.einsum("...d,kdc->...kc", z, self.loadings), k)
+        linear = _apply(self.loadings, k, z)
         loc = self.centres[k] + linear + shift
         return loc, (self.log_scale[k] + log_scale).clamp(-7.0, math.log(4.0) - 1e-4).exp()
 
@@ -166,7 +166,7 @@ class CouplingDecoder(nn.Module):
         """Centre of the real coordinates given the torsions and z."""
         inputs = torch.cat([(tau - self.centres[k]).sin(), z], dim=-1)
         slopes = torch.cat([self.slopes, self.real_loadings], dim=1)
-        return self.real_centres[k] + _select(torch.einsum("...c,kcr->...kr", inputs, slopes), k)
+        return self.real_centres[k] + _apply(slopes, k, inputs)
 
     @torch.no_grad()
     def start_linear(self, mean: Tensor, loadings: Tensor, covariance: Tensor) -> None:
@@ -270,9 +270,7 @@ class CouplingDistribution(TorchDistribution):
         for coupling in d.couplings:
             xi, log_abs_det = coupling(xi, condition)
             log_prob = log_prob - log_abs_det
-        v = d.conditional_centre(tau, z, k) + _select(
-            torch.einsum("...j,kij->...ki", xi, d.scale_tril), k
-        )
+        v = d.conditional_centre(tau, z, k) + _apply(d.scale_tril.mT, k, xi)
         log_prob = log_prob - _log_det_tril(d.scale_tril)[k]
         u = torch.cat([tau, v], dim=-1).index_select(-1, d.order)
         self._drawn = (u, log_prob)
@@ -286,7 +284,7 @@ class CouplingDistribution(TorchDistribution):
         loc, scale = d.torsion_parameters(z, k)
         log_prob = wrapped_normal_log_prob(tau, loc, scale).sum(-1)
         residual = v - d.conditional_centre(tau, z, k)
-        xi = _select(torch.einsum("...j,kij->...ki", residual, d.inverse_tril), k)
+        xi = _apply(d.inverse_tril.mT, k, residual)
         condition = d.condition(tau, z, k)
         for coupling in reversed(list(d.couplings)):
             xi, log_abs_det = coupling.inverse(xi, condition)
@@ -295,10 +293,10 @@ class CouplingDistribution(TorchDistribution):
         return log_prob - _log_det_tril(d.scale_tril)[k]
 
 
-def _select(per_component: Tensor, k: Tensor) -> Tensor:
-    """Pick each sample's component from (..., n_components, n)."""
-    index = k[..., None, None].expand(*k.shape, 1, per_component.shape[-1])
-    return per_component.gather(-2, index).squeeze(-2)
+def _apply(matrices: Tensor, k: Tensor, x: Tensor) -> Tensor:
+    """Return x @ matrices[k] for x (..., n), k (...) and matrices (n_components, n, m)."""
+    chosen = matrices.index_select(0, k.reshape(-1))
+    return (x.reshape(-1, 1, x.shape[-1]) @ chosen).reshape(*k.shape, matrices.shape[-1])
 
 
 def _log_det_tril(tril: Tensor) -> Tensor:

@@ -55,7 +55,9 @@ class GaussianEncoder(nn.Module):
 
 
 class MixtureEncoder(nn.Module):
-    r"""A mixture of Gaussians given u, :math:`r(z|u) = \sum_j w_j(u) N(z \mid \mu_j(u), \sigma_j^2(u))`.
+    r"""A mixture of Gaussians given u.
+
+    .. math:: r(z|u) = \sum_j w_j(u)\, N(z \mid \mu_j(u), \sigma_j^2(u))
 
     The mean of every mode is a linear function of the features plus a network, so that it can
     start at the exact posterior of a linear decoder (:meth:`start_posterior`).
@@ -107,9 +109,11 @@ class MixtureEncoder(nn.Module):
 
     @torch.no_grad()
     def start_posterior(
-        self, mean: Tensor, loadings: Tensor, variance: Tensor, columns: Tensor
+        self, mean: Tensor, loadings: Tensor, covariance: Tensor, columns: Tensor
     ) -> None:
-        r"""Start at the posterior of z under u_j ~ N(mean_j + z loadings_j, variance_j), j in columns.
+        r"""Start at the posterior of z under u ~ N(mean + z loadings, covariance).
+
+        Given are the coordinates in ``columns``:
 
         .. math:: P = I + W S^{-1} W^T, \quad z|u \sim N(P^{-1} W S^{-1} (u - m),\, P^{-1}),
 
@@ -119,16 +123,17 @@ class MixtureEncoder(nn.Module):
         Args:
             mean: m, shape ``(n_components, n_coordinates)``.
             loadings: W, shape ``(n_components, latent_dim, n_coordinates)``.
-            variance: S, shape ``(n_components, n_coordinates)``.
+            covariance: S, shape ``(n_components, n_coordinates, n_coordinates)``.
             columns: the coordinates to use.
         """
         c, r = self.features.circular_index, self.features.real_index
-        used = torch.zeros(mean.shape[-1], device=mean.device).index_fill_(0, columns, 1.0)
         for k in range(len(mean)):
-            gain = (loadings[k] / variance[k] * used).double()
-            precision = gain @ loadings[k].double().T
+            s, w = covariance[k][columns][:, columns].double(), loadings[k][:, columns].double()
+            gain = torch.linalg.solve(s, w.T).T
+            precision = gain @ w.T
             precision += torch.eye(self.latent_dim, dtype=precision.dtype, device=gain.device)
-            matrix = torch.linalg.solve(precision, gain)
+            matrix = torch.zeros_like(loadings[k], dtype=gain.dtype)
+            matrix[:, columns] = torch.linalg.solve(precision, gain)
             m = mean[k].double()
             parts = [-matrix[:, c] * m[c].sin(), matrix[:, c] * m[c].cos(), matrix[:, r]]
             self.linear[k] = torch.cat(parts, dim=1).T.to(self.linear)

@@ -23,7 +23,8 @@ class MLP(nn.Module):
 
     Example:
         >>> import torch
-        >>> MLP(3, (16, 16), 2, torch.nn.Tanh, zero_output=True)(torch.ones(5, 3)).abs().sum().item()
+        >>> mlp = MLP(3, (16, 16), 2, torch.nn.Tanh, zero_output=True)
+        >>> mlp(torch.ones(5, 3)).abs().sum().item()
         0.0
     """
 

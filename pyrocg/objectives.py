@@ -18,7 +18,8 @@ class PathGradientELBO(Trace_ELBO):
     The value is that of ``Trace_ELBO``. Its gradient leaves out the score of the guide,
 
     .. math:: \nabla_\theta\, E_\epsilon\big[\log \pi(g_\theta(\epsilon))
-              - \log q_{\bar\theta}(g_\theta(\epsilon))\big], \quad \bar\theta = \theta \text{ held fixed,}
+              - \log q_{\bar\theta}(g_\theta(\epsilon))\big], \quad
+              \bar\theta = \theta \text{ held fixed,}
 
     whose expectation is zero: the gradient stays unbiased, and its noise vanishes where the guide
     matches the target. The density of the guide is evaluated a second time, with its parameters
@@ -63,7 +64,7 @@ class PathGradientELBO(Trace_ELBO):
         loss = self.differentiable_loss(model, guide, *args, **kwargs)
         if isinstance(loss, Tensor) and loss.requires_grad:
             loss.backward(retain_graph=self.retain_graph)
-        return float(loss)
+        return float(torch.as_tensor(loss).detach())
 
 
 class _FrozenDensity(nn.Module):
@@ -82,10 +83,11 @@ class _FrozenDensity(nn.Module):
 
 def _check_reparametrised(trace: poutine.Trace) -> None:
     for name, site in trace.nodes.items():
-        if site["type"] == "sample" and not site["fn"].has_rsample and not site["is_observed"]:
+        fn: Any = site.get("fn")
+        if site["type"] == "sample" and not fn.has_rsample and not site["is_observed"]:
             score = site.get("log_prob_sum")
             if score is not None and score.requires_grad:
                 raise ValueError(
-                    f"expected reparametrised samples at guide site {name!r}, which has parameters; "
-                    "use Trace_ELBO, or a distribution with rsample"
+                    f"expected reparametrised samples at guide site {name!r}, which has "
+                    "parameters; use Trace_ELBO, or a distribution with rsample"
                 )

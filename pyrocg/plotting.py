@@ -205,16 +205,15 @@ def latent_map(
     values, vertical_label, scale = _values(prediction, name)
     vertical = z[:, 1] if z.shape[1] > 1 else values[chosen]
     ax.set(xlabel="$z_1$", ylabel="$z_2$" if z.shape[1] > 1 else vertical_label)
-    style: dict[str, Any] = {"s": 9, "linewidths": 0.25, "edgecolors": "0.4", "rasterized": True}
+    style: dict[str, Any] = {"s": 9, "linewidths": 0.25, "rasterized": True}
     if colour is not None and z.shape[1] > 1:
-        return ax.scatter(z[:, 0], vertical, c=values[chosen], **scale, **style)
+        return ax.scatter(z[:, 0], vertical, c=values[chosen], edgecolors="0.4", **scale, **style)
     groups = np.zeros(len(z), dtype=int) if group is None else group[chosen]
     for k in np.unique(groups):
         here, shade = groups == k, GROUP_COLOURS[k % len(GROUP_COLOURS)]
         marker = _MARKERS[k % len(_MARKERS)]
-        ax.scatter(
-            z[here, 0], vertical[here], color=shade, marker=marker, label=f"{k + 1}", **style
-        )
+        style |= {"color": shade, "marker": marker, "label": f"{k + 1}"}
+        ax.scatter(z[here, 0], vertical[here], **style)
     if group is not None:
         ax.legend(title="component", frameon=False, fontsize="small", markerscale=2)
     return None
@@ -225,16 +224,16 @@ def component_populations(prediction: Prediction, ax: Axes) -> None:
     group = prediction.latents["component"]
     n = int(group.max()) + 1
     place = np.arange(n)
-    for offset, corrected, label in ((-0.2, False, "model"), (0.2, True, "reweighted")):
+    for corrected, label, colour, marker in (
+        (False, "model", _MODEL, "D"),
+        (True, "reweighted", _CORRECTED, "o"),
+    ):
         weights = prediction.weights(corrected).numpy()
         share = 100 * np.bincount(group, weights, n) / weights.sum()
-        colour = _CORRECTED if corrected else _MODEL
-        bars = ax.bar(place + offset, share, 0.38, color=colour, label=label)
-        ax.bar_label(bars, fmt="%.2g", fontsize=7, padding=1)
+        ax.plot(place, share, marker, color=colour, fillstyle="none", label=label)
     ax.set(xlabel="component", ylabel="share (%)", yscale="log")
-    ax.set_xticks(place, [str(k + 1) for k in place])
-    low, high = ax.get_ylim()
-    ax.set_ylim(max(low, 1e-4), 3 * high)
+    ax.set_xticks(place, [str(k + 1) for k in place], fontsize="small")
+    ax.grid(alpha=0.3)
     ax.legend(frameon=False, fontsize="small")
 
 
@@ -293,7 +292,7 @@ def _ramachandran_page(
     }
     if counts is not None:
         panels["reference"] = histogram_of_counts(counts)
-    figure, axes = _figure(1, len(panels), width=3.5, height=3.4, sharey=True)
+    figure, axes = _figure(1, len(panels), width=3.5, height=3.4, shared=True)
     suffix = phi.removeprefix("phi").replace("_", " ")
     labels = (f"φ{suffix} (°)", f"ψ{suffix} (°)")
     zero = list(panels.values())[-1].density.max()
@@ -337,23 +336,27 @@ def _observables_page(
 
 
 def _latent_page(prediction: Prediction) -> Figure:
-    """One panel for each component, coloured by the first angle; or one, coloured by component."""
+    """A panel for each of the 12 largest components, coloured by the first angle; or one."""
     angles = [o.name for o in prediction.observables if o.circular]
     group = prediction.latents.get("component")
     if not angles or group is None or prediction.latents["z"].shape[1] < 2:
         return _single(latent_map, prediction, *angles[:1])
-    components = [int(k) for k in np.unique(group)]
+    weight = np.bincount(group, prediction.weights().numpy())
+    components = [int(k) for k in weight.argsort()[::-1][:12] if (group == k).any()]
     columns = min(4, len(components))
-    figure, axes = _figure(
-        -(-len(components) // columns), columns, width=2.6, height=2.5, sharex=True, sharey=True
-    )
+    rows = -(-len(components) // columns)
+    figure, axes = _figure(rows, columns, width=2.6, height=2.5, shared=True)
     for ax in axes.flat[len(components) :]:
         ax.remove()
     drawn = list(axes.flat[: len(components)])
-    for ax, k in zip(drawn, components, strict=True):
+    for place, (ax, k) in enumerate(zip(drawn, components, strict=True)):
         image = latent_map(prediction, ax, angles[0], component=k)
-        ax.set_title(f"component {k + 1}", fontsize="medium")
+        share = 100 * weight[k] / weight.sum()
+        ax.set_title(f"component {k + 1}: {share:.2g} %", fontsize="medium")
         ax.label_outer()
+        if place + columns >= len(drawn):  # nothing below
+            ax.xaxis.set_tick_params(labelbottom=True)
+            ax.set_xlabel("$z_1$")
     label = _values(prediction, angles[0])[1]
     figure.colorbar(image, ax=drawn, label=label, ticks=_ANGLE_TICKS)
     return figure
@@ -385,12 +388,13 @@ def _bulk(values: NDArray[np.float64]) -> tuple[float, float]:
 
 
 def _figure(
-    rows: int, columns: int, width: float, height: float, **shared: bool
+    rows: int, columns: int, width: float, height: float, shared: bool = False
 ) -> tuple[Figure, Any]:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
-    return figure, figure.subplots(rows, columns, squeeze=False, **shared)
+    axes: Any = figure.subplots(rows, columns, squeeze=False, sharex=shared, sharey=shared)
+    return figure, axes
 
 
 def _single(draw: Any, prediction: Prediction, *options: Any) -> Figure:

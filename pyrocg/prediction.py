@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Estimate", "Histogram", "Prediction", "predict"]
 
+_NEARLY_EQUAL = 0.95  # ESS above which weights differ too little for their tail to matter
 _DEFENSIVE = 0.05  # share of the samples spread evenly over the components of a mixture latent
 
 
@@ -92,7 +93,8 @@ class Prediction:
         log_z_interval: its interval, by the Bayesian bootstrap.
         elbo: the evidence lower bound; at most log Z up to noise.
         ess: effective sample size of the weights, a fraction of n.
-        pareto_k: Pareto k-hat of the weights; above 0.7 corrected results cannot be trusted.
+        pareto_k: Pareto k-hat of the weights; above 0.7 corrected results cannot be trusted, unless
+            the weights are nearly equal.
         energy_calls: configurations whose energy was evaluated here.
         nonfinite: how many of them had no finite energy.
         seed: of samples and intervals.
@@ -132,21 +134,31 @@ class Prediction:
             name: of the observable.
             corrected: by importance weights; if not, the generator's own average.
         """
-        observable, weights = self._observable(name), self.weights(corrected)
-        values = torch.from_numpy(self.values[name])
-        columns = [values.cos(), values.sin()] if observable.circular else [values]
-        columns = torch.stack(columns, 1)
-        mean = (weights[:, None] * columns).mean(0)
-        draws, _ = bootstrap_means(weights, columns, self.n_draws, self.seed)
-        if observable.circular:
-            centre = torch.atan2(mean[1], mean[0])
-            draws = centre + wrap(torch.atan2(draws[:, 1], draws[:, 0]) - centre)
-            return self._estimate(centre, draws, observable.unit)
-        return self._estimate(mean[0], draws[:, 0], observable.unit)
+        return self._averages([self._observable(name)], corrected)[name]
 
     def estimates(self, corrected: bool = True) -> dict[str, Estimate]:
         """Return :meth:`estimate` of every observable, by name."""
-        return {o.name: self.estimate(o.name, corrected) for o in self.observables}
+        return self._averages(self.observables, corrected)
+
+    def _averages(self, observables: Sequence[Observable], corrected: bool) -> dict[str, Estimate]:
+        """Averages of several observables on the same bootstrap draws."""
+        columns = []
+        for observable in observables:
+            values = torch.from_numpy(self.values[observable.name])
+            columns += [values.cos(), values.sin()] if observable.circular else [values]
+        if not columns:
+            return {}
+        weights, table = self.weights(corrected), torch.stack(columns, 1)
+        means = iter((weights[:, None] * table).mean(0))
+        draws = iter(bootstrap_means(weights, table, self.n_draws, self.seed)[0].T)
+        found = {}
+        for observable in observables:
+            centre, spread = next(means), next(draws)
+            if observable.circular:
+                centre, spread = torch.atan2(next(means), centre), torch.atan2(next(draws), spread)
+                spread = centre + wrap(spread - centre)
+            found[observable.name] = self._estimate(centre, spread, observable.unit)
+        return found
 
     def quantiles(
         self, name: str, probs: Sequence[float], corrected: bool = True
@@ -358,7 +370,8 @@ def predict(
     finite = torch.isfinite(log_w)
     if not bool(finite.any()):
         raise ValueError(
-            f"expected samples with finite energies, got none of {num_samples}; train the model first"
+            f"expected samples with finite energies, got none of {num_samples}; "
+            "train the model first"
         )
     log_w = torch.where(finite, log_w, -math.inf)
     smoothed, pareto_k = pareto_smooth(log_w.numpy())
@@ -447,7 +460,7 @@ def _elbo(log_weights: Tensor, plain: Tensor, share: Tensor) -> float:
 
 def _warnings(ess: float, pareto_k: float, nonfinite: int, n: int) -> tuple[str, ...]:
     found = []
-    if pareto_k > 0.7:
+    if pareto_k > 0.7 and ess < _NEARLY_EQUAL:
         found.append(
             f"Pareto k-hat is {pareto_k:.2f}, above 0.7: corrected averages and their intervals "
             "cannot be trusted; train longer"

@@ -6,6 +6,8 @@ import csv
 import io
 import json
 import math
+import os
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,9 +21,10 @@ from pyrocg.checkpoint import load_state, save_state, write_atomically
 from pyrocg.config import Config, read_toml, resolve, to_toml
 from pyrocg.observables import Observable
 from pyrocg.prediction import Prediction
+from pyrocg.system import System
 from pyrocg.training import FitResult
 
-__all__ = ["RunFolder"]
+__all__ = ["RunFolder", "plain", "write_trajectory"]
 
 _SCALARS = (
     "level",
@@ -225,6 +228,19 @@ class RunFolder:
                 f"expected {file}, found no such file; write it by `pyrocg {command} {self.path}`"
             )
         return json.loads(file.read_text())
+
+
+def write_trajectory(prediction: Prediction, path: Path, system: System) -> tuple[Path, Path]:
+    """Write the configurations of a prediction, and their weights beside them.
+
+    Both are written next to their places first, so that neither is ever half there.
+    """
+    assert system.molecule is not None
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
+        weights = prediction.save_trajectory(Path(folder) / path.name, system.molecule)
+        os.replace(Path(folder) / path.name, path)
+        os.replace(weights, path.parent / weights.name)
+    return path, path.parent / weights.name
 
 
 def plain(value: Any) -> Any:

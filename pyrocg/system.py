@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from pyrocg import basins as search
 from pyrocg.basins import Basins
 from pyrocg.cgmodel import CoarseGrainedModel
 from pyrocg.config import Config, ModelOptions, ScheduleOptions, SystemOptions
@@ -40,7 +41,14 @@ from pyrocg.tempering import (
 if TYPE_CHECKING:
     from pyrocg.molecules import Molecule
 
-__all__ = ["Reference", "System", "build_model", "build_schedule", "build_system"]
+__all__ = [
+    "Reference",
+    "System",
+    "build_model",
+    "build_schedule",
+    "build_system",
+    "find_basins",
+]
 
 
 @dataclass(frozen=True)
@@ -99,6 +107,21 @@ def build_system(config: Config) -> System:
     )
 
 
+def find_basins(config: Config, system: System) -> Basins:
+    """Find the basins that the model has a component for each of."""
+    options = config.model
+    assert options.starts is not None
+    assert options.concentration is not None
+    return search.find_basins(
+        system.target,
+        system.coordinates,
+        starts=options.starts,
+        cover=options.cover or None,
+        concentration=options.concentration,
+        seed=config.fit.seed,
+    )
+
+
 def build_model(config: Config, system: System, basins: Basins | None) -> CoarseGrainedModel:
     """Build the untrained model; its random weights come from the seed of the training."""
     with torch.random.fork_rng(devices=[]):
@@ -112,7 +135,6 @@ def build_model(config: Config, system: System, basins: Basins | None) -> Coarse
             **_present(
                 latent_dim=config.model.latent_dim,
                 share=config.model.share,
-                concentration=config.model.concentration,
                 n_couplings=config.model.n_couplings,
                 hidden=config.model.hidden,
                 n_modes=config.model.n_modes,
@@ -128,9 +150,8 @@ def build_schedule(options: ScheduleOptions) -> TemperingSchedule:
         "geometric": GeometricSchedule,
         "adaptive": AdaptiveSchedule,
     }
-    return kinds[options.kind](
-        **_present(**{k: v for k, v in vars(options).items() if k != "kind"})
-    )
+    given = {key: value for key, value in vars(options).items() if key != "kind"}
+    return kinds[options.kind](**_present(**given))
 
 
 def _present(**values: Any) -> dict[str, Any]:

@@ -99,9 +99,7 @@ class TemperingSchedule(ABC):
             raise ValueError(f"expected a starting t in (0, 1], got {self.start}")
 
     @abstractmethod
-    def next(
-        self, t: float, progress: float, samples: WeightedEnergies | None = None
-    ) -> float:
+    def next(self, t: float, progress: float, samples: WeightedEnergies | None = None) -> float:
         """Return the next t, at least ``t`` and at most 1.
 
         Args:
@@ -115,9 +113,7 @@ class TemperingSchedule(ABC):
 class FixedSchedule(TemperingSchedule):
     """t stays at ``start`` (1: no tempering)."""
 
-    def next(
-        self, t: float, progress: float, samples: WeightedEnergies | None = None
-    ) -> float:
+    def next(self, t: float, progress: float, samples: WeightedEnergies | None = None) -> float:
         return self.start
 
 
@@ -140,9 +136,7 @@ class LinearSchedule(_TimedSchedule):
         0.75
     """
 
-    def next(
-        self, t: float, progress: float, samples: WeightedEnergies | None = None
-    ) -> float:
+    def next(self, t: float, progress: float, samples: WeightedEnergies | None = None) -> float:
         return self.start + (1 - self.start) * min(1.0, progress / self.until)
 
 
@@ -155,9 +149,7 @@ class GeometricSchedule(_TimedSchedule):
         0.1
     """
 
-    def next(
-        self, t: float, progress: float, samples: WeightedEnergies | None = None
-    ) -> float:
+    def next(self, t: float, progress: float, samples: WeightedEnergies | None = None) -> float:
         return self.start ** (1 - min(1.0, progress / self.until))
 
 
@@ -212,9 +204,7 @@ class AdaptiveSchedule(TemperingSchedule):
         if not 0 < self.until <= 1:
             raise ValueError(f"expected until in (0, 1], got {self.until}")
 
-    def next(
-        self, t: float, progress: float, samples: WeightedEnergies | None = None
-    ) -> float:
+    def next(self, t: float, progress: float, samples: WeightedEnergies | None = None) -> float:
         if progress >= self.until or t >= 1:
             return 1.0
         if samples is None:

@@ -11,16 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pyro.infer import ELBO
+from pyro.infer import ELBO, TraceMeanField_ELBO
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from pyrocg.cgmodel import CoarseGrainedModel
+from pyrocg.cgmodel import CoarseGrainedModel, Samples
 from pyrocg.checkpoint import load_state, save_state
 from pyrocg.objectives import PathGradientELBO
 from pyrocg.priors import StratifiedPrior
 from pyrocg.tempering import FixedSchedule, TemperingSchedule, WeightedEnergies
-from pyrocg.weights import component_shares, ess, log_mean_exp
+from pyrocg.weights import component_shares, stratified_summary
 
 __all__ = ["FitResult", "fit"]
 
@@ -40,7 +40,8 @@ class FitResult:
         energy_calls: configurations whose energy was evaluated, over all resumed runs.
         skipped: steps left out because loss or gradient was not finite.
         history: columns of the evaluations during training: step, t, loss (mean since the last
-            evaluation, nats per sample), elbo, log_z and ess (fraction) at t,
+            evaluation, nats per sample, of equal shares), elbo, log_z and ess (fraction) at t, of a
+            mixture latent with the best shares of its components,
             latent_information (see :attr:`Samples.latent_log_ratio`), energy_calls.
         best_step: step of the best ELBO at t = 1.
         best_state: the model's state there.
@@ -128,6 +129,7 @@ def fit(
         patience=1 if patience is None else patience,
     )
     _check_rates(learning_rate, clip_norm, warmup)
+    _check_loss(loss)
     if checkpoint is not None and not Path(checkpoint).parent.is_dir():
         raise FileNotFoundError(f"expected the folder of {checkpoint} to exist; make it first")
     schedule = schedule or FixedSchedule()
@@ -214,7 +216,8 @@ class _Run:
         if c.step < self.steps and not converged:
             self._unbalance()
         with bar, warnings.catch_warnings():
-            # torch takes a skipped first step for a wrong order of calls
+            # skipped steps are counted; torch takes a skipped first one for a wrong order of calls
+            warnings.filterwarnings("ignore", "Encountered .*(inf|NaN)", UserWarning)
             warnings.filterwarnings("ignore", "Detected call of .lr_scheduler.step", UserWarning)
             while c.step < self.steps and not converged:
                 self._step()
@@ -284,17 +287,14 @@ class _Run:
     def _evaluate(self) -> None:
         c, t = self.counters, self.model.temper
         samples = self.model.sample(self.evaluate_samples, exact=False)
-        log_w = samples.log_weights.double()
-        log_w = log_w.nan_to_num(nan=-math.inf, posinf=-math.inf, neginf=-math.inf)
-        finite = log_w[torch.isfinite(log_w)]
-        elbo = float(finite.mean()) if len(finite) else -math.inf
+        elbo, log_z, fraction = self._summary(samples)
         row = {
             "step": c.step,
             "t": t,
             "loss": c.loss_sum / c.loss_count if c.loss_count else math.nan,
             "elbo": elbo,
-            "log_z": float(log_mean_exp(log_w)),
-            "ess": float(ess(log_w)) if len(finite) else 0.0,
+            "log_z": log_z,
+            "ess": fraction,
             "latent_information": float(samples.latent_log_ratio.mean()),
             "energy_calls": c.energy_calls,
         }
@@ -306,6 +306,14 @@ class _Run:
         if self.schedule.needs_samples:
             weighted = WeightedEnergies(samples.reduced_energy, samples.log_weights)
             self.model.temper = self.schedule.next(t, c.step / self.steps, weighted)
+
+    def _summary(self, samples: Samples) -> tuple[float, float, float]:
+        """ELBO, log Z and ESS; of a mixture latent with the best shares of its components."""
+        prior, log_w = self.model.prior, samples.log_weights
+        if isinstance(prior, StratifiedPrior):
+            return stratified_summary(log_w, samples.latents["component"], prior.shares)
+        one = torch.zeros(len(log_w), dtype=torch.long, device=log_w.device)
+        return stratified_summary(log_w, one, log_w.new_ones(1))
 
     def _note_best(self, elbo: float) -> None:
         c = self.counters
@@ -385,6 +393,19 @@ def _check_rates(learning_rate: float, clip_norm: float, warmup: float) -> None:
         raise ValueError(f"expected clip_norm above 0, got {clip_norm}")
     if not 0 <= warmup <= 1:
         raise ValueError(f"expected warmup in [0, 1], got {warmup}")
+
+
+def _check_loss(loss: ELBO | None) -> None:
+    if isinstance(loss, TraceMeanField_ELBO):
+        raise ValueError(
+            "expected an ELBO by samples, got TraceMeanField_ELBO, which is wrong for this pair: "
+            "its analytic KL takes u as independent of z; use Trace_ELBO"
+        )
+    if loss is not None and not hasattr(loss, "differentiable_loss"):
+        raise ValueError(
+            f"expected an ELBO with a differentiable loss, got {type(loss).__name__}, which has "
+            "none; use it with pyro.infer.SVI"
+        )
 
 
 def _warmup_cosine(steps: int, warmup: float) -> Callable[[int], float]:

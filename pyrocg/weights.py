@@ -7,7 +7,14 @@ import math
 import torch
 from torch import Tensor
 
-__all__ = ["component_shares", "ess", "log_mean_exp", "log_mean_exp_error", "normalised"]
+__all__ = [
+    "component_shares",
+    "ess",
+    "log_mean_exp",
+    "log_mean_exp_error",
+    "normalised",
+    "stratified_summary",
+]
 
 
 def log_mean_exp(log_weights: Tensor) -> Tensor:
@@ -39,7 +46,10 @@ def ess(log_weights: Tensor) -> Tensor:
 
 
 def log_mean_exp_error(log_weights: Tensor) -> Tensor:
-    r"""Standard error of :func:`log_mean_exp` by the delta method, :math:`\sqrt{(1/\text{ESS} - 1)/n}`."""
+    r"""Standard error of :func:`log_mean_exp` by the delta method.
+
+    .. math:: \sqrt{(1/\text{ESS} - 1)/n}
+    """
     n = len(log_weights)
     return ((1.0 / ess(log_weights) - 1.0).clamp(min=0.0) / n).sqrt()
 
@@ -57,10 +67,52 @@ def component_shares(log_weights: Tensor, component: Tensor, shares: Tensor) -> 
 
     Example:
         >>> import torch
-        >>> component_shares(torch.tensor([0.0, -torch.inf]), torch.tensor([0, 1]), torch.ones(2) / 2)
+        >>> log_weights = torch.tensor([0.0, -torch.inf])
+        >>> component_shares(log_weights, torch.tensor([0, 1]), torch.ones(2) / 2)
         tensor([1.0000e+00, 1.0000e-06])
     """
     w = torch.softmax(log_weights.double().nan_to_num(-torch.inf, posinf=-torch.inf), 0)
     totals = torch.zeros(len(shares), dtype=w.dtype, device=w.device).index_add_(0, component, w)
     totals = (totals / totals.sum()).clamp(min=1e-6)
     return (totals / totals.sum()).to(shares.dtype)
+
+
+def stratified_summary(
+    log_weights: Tensor, component: Tensor, shares: Tensor
+) -> tuple[float, float, float]:
+    r"""ELBO, log Z and ESS that a mixture latent has with its best shares :math:`p_k = Z_k/Z`.
+
+    .. math:: \log \sum_k e^{\mathrm{ELBO}_k}, \quad \log \sum_k Z_k, \quad
+              \Big(\sum_k p_k / \mathrm{ESS}_k\Big)^{-1}
+
+    from samples drawn with other shares. Weights that are not finite count as 0 and are left out
+    of the ELBO; so are components without samples.
+
+    Args:
+        log_weights: log importance weights, shape ``(n,)``.
+        component: component of every sample, shape ``(n,)``.
+        shares: probabilities that the components were drawn with, shape ``(n_components,)``.
+
+    Example:
+        >>> import torch
+        >>> log_w, component = torch.tensor([0.0, 2.0]), torch.tensor([0, 1])
+        >>> [round(v, 4) for v in stratified_summary(log_w, component, torch.tensor([0.5, 0.5]))]
+        [1.4338, 1.4338, 1.0]
+    """
+    log_w = (log_weights + shares.log()[component]).double()
+    log_w = log_w.nan_to_num(nan=-torch.inf, posinf=-torch.inf)
+    rows = []
+    for k in range(len(shares)):
+        own = log_w[component == k]
+        finite = own[torch.isfinite(own)]
+        if len(finite):
+            rows.append(torch.stack([finite.mean(), log_mean_exp(own), ess(own)]))
+    if not rows:
+        return -math.inf, -math.inf, 0.0
+    elbo, log_z, fraction = torch.stack(rows, 1)
+    p = torch.softmax(log_z, 0)
+    return (
+        float(torch.logsumexp(elbo, 0)),
+        float(torch.logsumexp(log_z, 0)),
+        float(1.0 / (p / fraction).sum()),
+    )

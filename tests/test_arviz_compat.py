@@ -1,4 +1,4 @@
-"""Needs neither torch nor pyrocg, so that it runs with every ArviZ: the module is read by itself."""
+"""Needs neither torch nor pyrocg, so that it runs with every ArviZ: the module is read alone."""
 
 import importlib.util
 from pathlib import Path

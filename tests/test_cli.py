@@ -14,10 +14,11 @@ import torch
 from pyrocg.checkpoint import load_state
 from pyrocg.cli import main
 
-TINY = (
-    "--threads 1 --steps 40 --num-samples 32 --hidden 8 --n-couplings 2 --starts 16 "
-    "--evaluate-every 10 --evaluate-samples 64 --quiet"
-).split()
+TINY = [
+    *("--threads", "1", "--steps", "40", "--num-samples", "32", "--starts", "16"),
+    *("--hidden", "8", "--n-couplings", "2", "--evaluate-every", "10"),
+    *("--evaluate-samples", "64", "--quiet"),
+]
 WELL = ["double-well", *TINY]
 
 
@@ -179,6 +180,7 @@ def test_gaussian_model_with_tempering(schedule: str, tmp_path: Path) -> None:
 def test_alanine_dipeptide(tmp_path: Path, capsys) -> None:
     folder = tmp_path / "run"
     tiny = [*TINY, "--engine", "openmm", "--workers", "1", "--steps", "10", "--save-samples"]
+    tiny += ["--cover", "0"]
     assert main(["quickstart", "--out", str(folder), "--predict-samples", "300", *tiny]) == 0
     printed = capsys.readouterr().out
     assert "0.83857" in printed
@@ -200,13 +202,13 @@ def test_alanine_dipeptide(tmp_path: Path, capsys) -> None:
 
 def test_killed_and_resumed_gives_the_same_numbers(tmp_path: Path) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    long = [*WELL, "--steps", "150"]
+    long = [*WELL, "--steps", "100"]
     assert main(["fit", *long, "--out", str(whole)]) == 0
     process = started("fit", *long, "--checkpoint-seconds", "0", "--out", str(killed))
     wait_for(killed / "checkpoint.pt", process)
     os.kill(process.pid, signal.SIGKILL)
     process.communicate()
-    assert load_state(killed / "checkpoint.pt")["counters"]["step"] < 150
+    assert load_state(killed / "checkpoint.pt")["counters"]["step"] < 100
     assert not (killed / "history.json").exists()
     assert main(["resume", str(killed), "--quiet"]) == 0
     assert_same(numbers(killed), numbers(whole))

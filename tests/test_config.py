@@ -2,7 +2,8 @@ import tomllib
 
 import pytest
 
-from pyrocg.config import SECTIONS, SYSTEMS, options, parse, read_toml, resolve, to_toml
+from pyrocg.config import SECTIONS, SYSTEMS, options, read_toml, resolve, to_toml
+from pyrocg.option import parse
 
 WELL = {"system": {"kind": "double-well"}}
 ALANINE = {"system": {"kind": "alanine-dipeptide"}}

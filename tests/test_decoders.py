@@ -64,7 +64,9 @@ def test_both_densities_have_the_same_gradients(conditional):
     u = conditional.rsample()
     parameters = [p for p in conditional.decoder.parameters() if p.numel()]
     first, second = (
-        torch.autograd.grad(conditional.log_prob(v).sum(), parameters, retain_graph=True, materialize_grads=True)
+        torch.autograd.grad(
+            conditional.log_prob(v).sum(), parameters, retain_graph=True, materialize_grads=True
+        )
         for v in (u, u.clone())
     )
     torch.testing.assert_close(first, second)

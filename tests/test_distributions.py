@@ -61,7 +61,9 @@ def test_wrapped_normal_samples_follow_the_density(loc, scale):
     d = WrappedNormal(*torch.tensor([loc, scale], dtype=torch.float64))
     draws = d.sample((4000,))
     assert bool((draws.abs() <= math.pi).all())
-    cumulative = torch.cat([torch.zeros(1), (d.log_prob(GRID).exp() * TWO_PI / len(GRID)).cumsum(0)])
+    cumulative = torch.cat(
+        [torch.zeros(1), (d.log_prob(GRID).exp() * TWO_PI / len(GRID)).cumsum(0)]
+    )
     nodes = torch.cat([GRID, torch.tensor([math.pi])])
 
     def cdf(x):
@@ -81,7 +83,9 @@ def test_wrapped_normal_is_reparametrised():
 
 def test_wrapped_normal_log_prob_gradients_are_those_of_finite_differences():
     inputs = torch.tensor([2.9, -3.0, 0.7], dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda t: WrappedNormal(t[0], t[1:2].abs()).log_prob(t[2]), inputs)
+    assert torch.autograd.gradcheck(
+        lambda t: WrappedNormal(t[0], t[1:2].abs()).log_prob(t[2]), inputs
+    )
 
 
 def test_wrapped_normal_expands_and_becomes_an_event():
@@ -237,7 +241,9 @@ def test_stratified_in_a_plate_is_stratified_over_the_plate():
 def test_stratified_checks_arguments_and_values():
     with pytest.raises(ValueError, match="probs"):
         StratifiedCategorical(torch.tensor([0.5, 0.6]), validate_args=True)
-    with pytest.raises(ValueError, match=r"expected probs of shape \(n_components,\), got \(2, 2\)"):
+    with pytest.raises(
+        ValueError, match=r"expected probs of shape \(n_components,\), got \(2, 2\)"
+    ):
         StratifiedCategorical(torch.full((2, 2), 0.5))
     with pytest.raises(ValueError, match="support"):
         StratifiedCategorical(PROBS, validate_args=True).log_prob(torch.tensor(4))

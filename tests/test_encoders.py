@@ -61,59 +61,59 @@ def linear_decoder(latent_dim, n=5):
     generator = torch.Generator().manual_seed(0)
     mean = torch.randn(2, n, dtype=F64, generator=generator)
     loadings = torch.randn(2, latent_dim, n, dtype=F64, generator=generator)
-    variance = 0.1 + torch.rand(2, n, dtype=F64, generator=generator)
-    return mean, loadings, variance
+    root = torch.randn(2, n, n, dtype=F64, generator=generator)
+    return mean, loadings, 0.3 * root @ root.mT + 0.1 * torch.eye(n, dtype=F64)
 
 
-def exact_posterior(u, mean, loadings, variance):
+def exact_posterior(u, mean, loadings, residual):
     """From the joint Gaussian of (z, u), not from the formula of the encoder."""
-    covariance = loadings.T @ loadings + torch.diag(variance)
+    covariance = loadings.T @ loadings + residual
     gain = torch.linalg.solve(covariance, loadings.T).T
     return (u - mean) @ gain.T, torch.eye(len(loadings), dtype=F64) - gain @ loadings.T
 
 
 def test_start_posterior_is_exact_for_a_linear_decoder():
-    mean, loadings, variance = linear_decoder(latent_dim=1)
+    mean, loadings, covariance = linear_decoder(latent_dim=1)
     real = torch.zeros(5, dtype=torch.bool)
     encoder = MixtureEncoder(real, 1, n_modes=1, hidden=(8,), n_components=2).double()
-    encoder.start_posterior(mean, loadings, variance, torch.arange(5))
+    encoder.start_posterior(mean, loadings, covariance, torch.arange(5))
     u, z = torch.randn(20, 5, dtype=F64), torch.randn(20, 1, dtype=F64)
     for k in range(2):
-        centre, covariance = exact_posterior(u, mean[k], loadings[k], variance[k])
-        expected = torch.distributions.Normal(centre, covariance.sqrt()).log_prob(z)[:, 0]
+        centre, spread = exact_posterior(u, mean[k], loadings[k], covariance[k])
+        expected = torch.distributions.Normal(centre, spread.sqrt()).log_prob(z)[:, 0]
         found = encoder(u, torch.full((20,), k)).log_prob(z)
         torch.testing.assert_close(found, expected)
 
 
 def test_start_posterior_has_the_exact_mean_and_variances_in_more_dimensions():
-    mean, loadings, variance = linear_decoder(latent_dim=3)
+    mean, loadings, covariance = linear_decoder(latent_dim=3)
     real = torch.zeros(5, dtype=torch.bool)
     encoder = MixtureEncoder(real, 3, n_modes=1, hidden=(8,), n_components=2).double()
-    encoder.start_posterior(mean, loadings, variance, torch.arange(5))
+    encoder.start_posterior(mean, loadings, covariance, torch.arange(5))
     u = torch.randn(7, 5, dtype=F64)
-    centre, covariance = exact_posterior(u, mean[1], loadings[1], variance[1])
+    centre, spread = exact_posterior(u, mean[1], loadings[1], covariance[1])
     d = encoder(u, torch.ones(7, dtype=torch.long))
     torch.testing.assert_close(d.mean, centre)
-    torch.testing.assert_close(d.variance, covariance.diagonal().expand(7, 3))
+    torch.testing.assert_close(d.variance, spread.diagonal().expand(7, 3))
 
 
 def test_start_posterior_uses_its_columns_only():
-    mean, loadings, variance = linear_decoder(latent_dim=1)
+    mean, loadings, covariance = linear_decoder(latent_dim=1)
     columns = torch.tensor([0, 3])
     encoder = MixtureEncoder(torch.zeros(5, dtype=torch.bool), 1, 1, (8,), 2).double()
-    encoder.start_posterior(mean, loadings, variance, columns)
+    encoder.start_posterior(mean, loadings, covariance, columns)
     u = torch.randn(6, 5, dtype=F64)
-    part = [t[0][..., columns] for t in (mean, loadings, variance)]
-    centre, _ = exact_posterior(u[:, columns], *part)
+    block = covariance[0][columns][:, columns]
+    centre, _ = exact_posterior(u[:, columns], mean[0, columns], loadings[0][:, columns], block)
     torch.testing.assert_close(encoder(u, torch.zeros(6, dtype=torch.long)).mean, centre)
 
 
 def test_start_posterior_is_exact_near_the_mean_where_circular():
-    mean, loadings, variance = linear_decoder(latent_dim=1, n=3)
+    mean, loadings, covariance = linear_decoder(latent_dim=1, n=3)
     encoder = MixtureEncoder(CIRCULAR, 1, 1, (8,), 2).double()
-    encoder.start_posterior(mean, loadings, variance, torch.arange(3))
+    encoder.start_posterior(mean, loadings, covariance, torch.arange(3))
     u = mean[0] + 1e-4 * torch.randn(6, 3, dtype=F64)
-    centre, _ = exact_posterior(u, mean[0], loadings[0], variance[0])
+    centre, _ = exact_posterior(u, mean[0], loadings[0], covariance[0])
     found = encoder(u + 2 * math.pi * CIRCULAR.double(), torch.zeros(6, dtype=torch.long)).mean
     torch.testing.assert_close(found, centre, atol=1e-10, rtol=1e-5)
 

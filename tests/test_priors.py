@@ -44,7 +44,10 @@ def test_gaussian_mixture_is_the_formula_and_learns():
 
 def test_distribution_prior_wants_an_event_and_no_batch():
     assert DistributionPrior(dist.Normal(torch.zeros(2), 1.0).to_event(1))().event_shape == (2,)
-    for wrong in (dist.Normal(torch.zeros(2), 1.0), dist.Normal(torch.zeros(2, 2), 1.0).to_event(1)):
+    for wrong in (
+        dist.Normal(torch.zeros(2), 1.0),
+        dist.Normal(torch.zeros(2, 2), 1.0).to_event(1),
+    ):
         with pytest.raises(ValueError, match=r"declare dimensions with .to_event\(1\)"):
             DistributionPrior(wrong)
 

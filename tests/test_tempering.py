@@ -1,4 +1,5 @@
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -90,8 +91,8 @@ RULES = {
 def test_schedules_grow_and_end_at_one(schedule):
     energy, log_w = gaussian(0.3, n=500)
     found = path(schedule, samples=WeightedEnergies(energy, log_w))
-    assert all(b >= a for a, b in zip(found, found[1:], strict=False))
-    assert 0 < min(found)
+    assert all(b >= a for a, b in pairwise(found))
+    assert min(found) > 0
     assert max(found) == found[-1] == 1.0
 
 

@@ -79,9 +79,9 @@ class CappedEnergy(Energy):
     .. math:: U_c(x) = U(x) \text{ if } U(x) \le c, \quad
               c + s \log\!\left(1 + \frac{U(x) - c}{s}\right) \text{ otherwise,}
 
-    so the force is scaled by :math:`1/(1 + (U - c)/s)` above the cap. ``ceiling``, :math:`c + 20 s`,
-    is never exceeded: energies beyond it and non-finite ones become it, with zero force. Weights and
-    predictions use :attr:`exact`, the energy inside.
+    so the force is scaled by :math:`1/(1 + (U - c)/s)` above the cap. ``ceiling``,
+    :math:`c + 20 s`, is never exceeded: energies beyond it and non-finite ones become it, with
+    zero force. Weights and predictions use :attr:`exact`, the energy inside.
 
     Args:
         energy: the energy to cap.
@@ -111,7 +111,7 @@ class CappedEnergy(Energy):
         finite = torch.isfinite(energy.detach())
         if x.requires_grad:  # an infinite force times a zero weight would be NaN
             mask = finite.reshape(-1, *(1 for _ in self.event_shape))
-            x.register_hook(lambda force: torch.where(mask, force, 0.0))
+            x.register_hook(lambda f: f if f is None else torch.where(mask, f, 0.0))
         excess = (energy - self.cap).clamp(min=0.0) / self.softness
         capped = torch.where(excess > 0, self.cap + self.softness * torch.log1p(excess), energy)
         return torch.where(finite, capped.clamp(max=self.ceiling), self.ceiling)

@@ -1,0 +1,77 @@
+"""The tables that a run ends with, as text."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from pyrocg.system import Reference
+
+__all__ = ["prediction_table", "training_line"]
+
+
+def training_line(done: dict[str, Any]) -> str:
+    """Return how a training ended.
+
+    Args:
+        done: what :meth:`~pyrocg.runfolder.RunFolder.history` reads.
+    """
+    calls = sum(done["energy_calls"].values())
+    return (
+        f"{done['stopped']} after {done['steps']} steps, {done['seconds']:.0f} s, "
+        f"{calls:,} energy calls, {done['skipped']} steps left out"
+    )
+
+
+def prediction_table(summary: dict[str, Any], reference: Reference | None, seconds: float) -> str:
+    """Return the results beside what is known from elsewhere.
+
+    Args:
+        summary: what :meth:`~pyrocg.runfolder.RunFolder.prediction_summary` reads.
+        reference: known values.
+        seconds: wall time to state.
+    """
+    observables = summary["observables"]
+    level = f"{100 * next(iter(observables.values()))['level']:g} %" if observables else ""
+    how = "importance-corrected" if summary["corrected"] else "the model's own"
+    known = reference.observables if reference else {}
+    lines = [
+        *_scalars(summary, level, reference.log_z if reference else None, seconds),
+        "",
+        f"{how:<24}{'mean':>10}   {level + ' interval':<24}reference",
+        *(_row(name, found, known.get(name)) for name, found in observables.items()),
+    ]
+    return "\n".join(lines)
+
+
+def _scalars(
+    summary: dict[str, Any], level: str, known_log_z: float | None, seconds: float
+) -> list[str]:
+    calls = summary["energy_calls_split"]
+    split = ", ".join(f"{name} {count:,}" for name, count in calls.items())
+    low, high = summary["log_z_interval"]
+    known = "" if known_log_z is None else f" (reference {known_log_z:.4f})"
+    rows = {
+        "log Z": f"{summary['log_z']:.4f}, {level} interval {low:.4f} to {high:.4f}{known}",
+        "ELBO": f"{summary['elbo']:.4f}",
+        "ESS": f"{100 * summary['ess']:.1f} % of {summary['num_samples']:,} samples",
+        "Pareto k-hat": f"{summary['pareto_k']:.2f}",
+        "energy calls": f"{summary['energy_calls']:,} ({split})",
+        "wall time": f"{seconds:.1f} s",
+    }
+    return [f"{name:<14}{value}" for name, value in rows.items()]
+
+
+def _row(name: str, found: dict[str, Any], known: dict[str, Any] | None) -> str:
+    scale, unit, digits = 1.0, found["unit"], 5
+    if unit == "rad":
+        scale, unit, digits = 180.0 / math.pi, "deg", 1
+    label = f"{name} ({unit})" if unit else name
+    mean, (low, high) = found["mean"] * scale, (edge * scale for edge in found["interval"])
+    interval = f"{low:.{digits}f} to {high:.{digits}f}"
+    line = f"{label:<24}{mean:>10.{digits}f}   {interval:<24}"
+    if known is None:
+        return line.rstrip()
+    error = f" ± {known['standard_error']:.{digits}f}" if "standard_error" in known else ""
+    value = round(known["mean"] * scale, digits) + 0.0  # no -0
+    return f"{line}{value:.{digits}f}{error}"

@@ -1,0 +1,177 @@
+import math
+
+import pytest
+import torch
+from torch.distributions import MultivariateNormal
+
+from pyrocg.basins import Basins, find_basins
+from pyrocg.coordinates import IdentityCoordinates, InternalCoordinates
+from pyrocg.encoders import BasinPartition
+from pyrocg.energies.abstract import CappedEnergy
+from pyrocg.energies.compiled import CompiledEnergy
+from pyrocg.energies.toy import DoubleWell, Harmonic, MuellerBrown
+from pyrocg.molecules import alanine_dipeptide
+from pyrocg.target import BoltzmannTarget
+
+ALA2_MINIMA = [(-146, 160), (-66, 146), (-62, -48), (-143, -69), (46, -109), (62, -66), (44, 57)]
+
+
+def toy_basins(energy, **options):
+    coordinates = IdentityCoordinates(*energy.event_shape)
+    return find_basins(BoltzmannTarget(energy, beta=1.0), coordinates, **options)
+
+
+def test_double_well_has_two_basins():
+    """U' = x³ - 6x + 1 = 0 at -2.5289, 0.1675 (the barrier) and 2.3614; U'' = 3x² - 6."""
+    basins = toy_basins(DoubleWell())
+    assert basins.u[:, 0].tolist() == pytest.approx([-2.5289, 2.3614], abs=1e-4)
+    assert basins.u[:, 1].tolist() == pytest.approx([0.0, 0.0], abs=1e-4)
+    x = basins.u[:, 0]
+    torch.testing.assert_close(basins.value, x**4 / 4 - 3 * x**2 + x, atol=1e-6, rtol=0)
+    curvature = torch.stack([1 / (3 * x**2 - 6), torch.ones_like(x)], 1)
+    torch.testing.assert_close(basins.covariance, torch.diag_embed(curvature), atol=1e-3, rtol=0)
+
+
+def test_mueller_brown_minima():
+    basins = toy_basins(MuellerBrown(), starts=64, spread=1.0)
+    expected = torch.tensor([[-0.5582, 1.4417], [0.6235, 0.0280], [-0.0500, 0.4667]])
+    torch.testing.assert_close(basins.u.float(), expected, atol=1e-3, rtol=0)
+
+
+def test_laplace_is_exact_for_a_harmonic_well():
+    energy = Harmonic(3, torch.tensor([[2.0, 0.5, 0.0], [0.5, 1.0, 0.3], [0.0, 0.3, 3.0]]), 1.0)
+    basins = toy_basins(energy, starts=8)
+    assert len(basins) == 1
+    assert basins.log_z.item() == pytest.approx(energy.log_z(), abs=1e-6)
+    torch.testing.assert_close(basins.covariance[0], torch.linalg.inv(energy.stiffness))
+
+
+def test_energy_calls_are_counted_and_the_global_generator_is_left_alone():
+    energy, state = DoubleWell(), torch.get_rng_state()
+    basins = toy_basins(energy, starts=16)
+    assert basins.energy_calls == energy.calls > 16 * 200
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_basins_are_of_the_uncapped_energy():
+    capped = toy_basins(CappedEnergy(DoubleWell(), cap=-11.0, softness=0.1))
+    torch.testing.assert_close(capped.value, toy_basins(DoubleWell()).value)
+
+
+def test_a_start_on_a_saddle_is_not_a_basin():
+    """At (0, 0) of a double well without tilt the gradient vanishes."""
+    with pytest.raises(ValueError, match="expected minima from 1 starts, got none"):
+        toy_basins(DoubleWell(c=0.0), starts=torch.zeros(1, 2))
+
+
+def test_high_and_surplus_basins_are_left_out():
+    assert len(toy_basins(DoubleWell(), max_free_energy=1.0)) == 1
+    assert len(toy_basins(DoubleWell(), max_basins=1)) == 1
+    assert len(toy_basins(DoubleWell(), separation=6.0)) == 1
+
+
+@pytest.fixture(scope="module")
+def ala2():
+    molecule = alanine_dipeptide()
+    target = BoltzmannTarget(CompiledEnergy(molecule, compile=False), temperature=330.0)
+    coordinates = InternalCoordinates(molecule).double()
+    return target, coordinates, find_basins(target, coordinates, starts=64, steps=200)
+
+
+def angles(basins, coordinates):
+    """phi and psi of the centres, in degrees."""
+    assert basins.columns.tolist() == [coordinates.index("phi"), coordinates.index("psi")]
+    return torch.rad2deg(basins.centres)
+
+
+def turned(angle):
+    return (angle + 180).remainder(360) - 180
+
+
+def test_alanine_dipeptide_has_seven_minima(ala2):
+    _, coordinates, basins = ala2
+    minima = angles(basins, coordinates)[: basins.n_minima]
+    for expected in ALA2_MINIMA:
+        assert turned(minima - torch.tensor(expected)).abs().amax(1).min() < 3, expected
+    assert len(minima) == 7
+    assert int(((minima[:, 0] > 0) & (minima[:, 0] < 120)).sum()) == 3
+
+
+def test_further_centres_fill_the_gaps(ala2):
+    _, coordinates, basins = ala2
+    centres = angles(basins, coordinates)
+    gaps = turned(centres[:, None] - centres).norm(dim=-1).fill_diagonal_(360)
+    assert len(centres) > basins.n_minima
+    assert gaps[basins.n_minima :].min() > math.degrees(0.9)
+
+
+def test_components_are_at_the_minima_of_their_own_potentials(ala2):
+    target, coordinates, basins = ala2
+    u = basins.u.clone().requires_grad_()
+    partition = BasinPartition(
+        basins.centres, basins.columns, coordinates.circular, basins.concentration
+    )
+    x, log_abs_det = coordinates(u)
+    value = -target.log_prob(x) - log_abs_det - partition(u).probs.diagonal().log()
+    torch.testing.assert_close(value, basins.value)
+    (gradient,) = torch.autograd.grad(value.sum(), u)
+    assert gradient[: basins.n_minima].abs().max() < 0.05
+    assert bool((torch.linalg.eigvalsh(basins.covariance) > 0).all())
+
+
+# The split into what z explains and the rest
+
+
+def basins_of(covariance, columns):
+    n = covariance.shape[-1]
+    u, ones = torch.zeros(len(covariance), n), torch.ones(len(columns))
+    return Basins(u, u[:, 0], covariance, columns, u[:, columns], ones, len(u), 0)
+
+
+def covariances(n=5, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    root = torch.randn(3, n, n, dtype=torch.float64, generator=generator)
+    return root @ root.mT + 0.1 * torch.eye(n, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("latent_dim", [1, 2, 4])
+def test_linear_gaussian_adds_up_to_the_covariance(latent_dim):
+    covariance, real = covariances(), torch.zeros(5, dtype=torch.bool)
+    basins = basins_of(covariance, torch.tensor([0, 2]))
+    loadings, residual = basins.linear_gaussian(latent_dim, real, share=0.3)
+    assert loadings.shape == (3, latent_dim, 5)
+    torch.testing.assert_close(loadings.mT @ loadings + residual, covariance)
+    assert bool((torch.linalg.eigvalsh(residual) > 0).all())
+
+
+def test_z_explains_the_share_of_the_leading_axes():
+    covariance, real = covariances(), torch.zeros(5, dtype=torch.bool)
+    columns = torch.tensor([1, 3, 4])
+    loadings, _ = basins_of(covariance, columns).linear_gaussian(1, real, share=0.3)
+    block = covariance[:, columns][:, :, columns]
+    values, vectors = torch.linalg.eigh(block)
+    part = loadings[:, :, columns]
+    torch.testing.assert_close(part.square().sum((1, 2)), 0.3 * values[:, -1])
+    cosine = (part[:, 0] * vectors[:, :, -1]).sum(-1).abs() / part.norm(dim=(1, 2))
+    torch.testing.assert_close(cosine, torch.ones(3, dtype=torch.float64))
+
+
+def test_angles_are_bounded_to_proper_widths():
+    circular = torch.tensor([True, False, False, False, False])
+    covariance = covariances()
+    covariance[:, 0] *= 10
+    covariance[:, :, 0] *= 10
+    basins = basins_of(covariance, torch.tensor([0]))
+    loadings, residual = basins.linear_gaussian(1, circular, share=0.3)
+    total = loadings.mT @ loadings + residual
+    assert total[:, 0, 0].sqrt().tolist() == pytest.approx([2.2] * 3)
+    torch.testing.assert_close(total[:, 1:, 1:], covariance[:, 1:, 1:])
+    MultivariateNormal(torch.zeros(5, dtype=torch.float64), residual)
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0, math.nan])
+def test_share_is_checked(share):
+    with pytest.raises(ValueError, match="expected a share in"):
+        basins_of(covariances(), torch.tensor([0])).linear_gaussian(
+            1, torch.zeros(5, dtype=torch.bool), share
+        )

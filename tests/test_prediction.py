@@ -1,0 +1,356 @@
+import math
+
+import mdtraj
+import numpy as np
+import pytest
+import torch
+from toy_models import gaussian_model, solved_model
+
+from pyrocg.arviz_compat import _arviz
+from pyrocg.basins import find_basins
+from pyrocg.cgmodel import CoarseGrainedModel
+from pyrocg.coordinates import CartesianCoordinates, IdentityCoordinates
+from pyrocg.decoders import GaussianDecoder
+from pyrocg.encoders import GaussianEncoder
+from pyrocg.energies.compiled import CompiledEnergy
+from pyrocg.energies.toy import DoubleWell, GaussianMixture, Harmonic
+from pyrocg.molecules import alanine_dipeptide
+from pyrocg.observables import Observable, coordinate, population_above
+from pyrocg.prediction import Prediction, predict
+from pyrocg.priors import StandardNormalPrior
+from pyrocg.target import BoltzmannTarget
+
+QUIET = {"progress": False}
+X = (coordinate(0), coordinate(1))
+
+
+def mixture_model(energy):
+    target, coordinates = BoltzmannTarget(energy, beta=1.0), IdentityCoordinates(2)
+    basins = find_basins(target, coordinates, starts=16, steps=100)
+    torch.manual_seed(0)
+    return CoarseGrainedModel.from_basins(
+        target, coordinates, basins, latent_dim=1, hidden=(8,), n_couplings=2
+    )
+
+
+@pytest.fixture(scope="module")
+def solved():
+    """Exact samples of N(0, C) with C = [[0.75, -0.25], [-0.25, 0.75]]."""
+    torch.manual_seed(0)
+    return predict(solved_model(), X, 20_000, n_draws=200, **QUIET)
+
+
+def inside(estimate, truth):
+    return estimate.interval[0] <= truth <= estimate.interval[1]
+
+
+# Closed form
+
+
+def test_mean_and_log_z(solved):
+    log_z = Harmonic(2, torch.linalg.inv(torch.tensor([[0.75, -0.25], [-0.25, 0.75]]))).log_z()
+    assert solved.log_z == pytest.approx(log_z, abs=1e-5)
+    assert solved.elbo == pytest.approx(log_z, abs=1e-5)
+    assert solved.log_z_interval == pytest.approx((log_z, log_z), abs=1e-4)
+    assert solved.ess == pytest.approx(1.0, abs=1e-6)
+    assert (solved.nonfinite, solved.warnings) == (0, ())
+    estimate = solved.estimate("x1")
+    error = math.sqrt(0.75 / 20_000)
+    assert estimate.mean == pytest.approx(0.0, abs=4 * error)
+    assert np.diff(estimate.interval)[0] == pytest.approx(2 * 1.96 * error, rel=0.15)
+    assert (estimate.level, estimate.unit) == (0.95, "")
+
+
+def test_quantiles_have_the_width_of_the_distribution(solved):
+    probs = [0.025, 0.5, 0.9]
+    for p, estimate in zip(probs, solved.quantiles("x2", probs), strict=True):
+        exact = math.sqrt(0.75) * float(torch.special.ndtri(torch.tensor(p)))
+        density = math.exp(-0.5 * exact**2 / 0.75) / math.sqrt(2 * math.pi * 0.75)
+        error = math.sqrt(p * (1 - p) / 20_000) / density
+        assert estimate.mean == pytest.approx(exact, abs=4 * error)
+        assert np.diff(estimate.interval)[0] == pytest.approx(2 * 1.96 * error, rel=0.3)
+
+
+def test_histogram_is_the_density_within_its_intervals(solved):
+    histogram = solved.histogram("x1", bins=20, limits=(-2.0, 2.0))
+    (edges,) = histogram.edges
+    assert (histogram.density * np.diff(edges)).sum() == pytest.approx(1.0)
+    cdf = 0.5 * (1 + torch.erf(torch.from_numpy(edges) / math.sqrt(1.5))).numpy()
+    exact = np.diff(cdf) / np.diff(edges) / (cdf[-1] - cdf[0])
+    covered = (histogram.lower <= exact) & (exact <= histogram.upper)
+    assert covered.mean() >= 0.8
+    assert np.all(histogram.lower <= histogram.density)
+    assert np.all(histogram.density <= histogram.upper)
+
+
+def test_two_dimensional_histogram(solved):
+    histogram = solved.histogram("x1", "x2", bins=10)
+    assert histogram.density.shape == (10, 10)
+    area = np.prod([np.diff(edge)[0] for edge in histogram.edges])
+    assert histogram.density.sum() * area == pytest.approx(1.0)
+    rows, columns = (np.add.outer(edge[:-1], edge[1:]).diagonal() / 2 for edge in histogram.edges)
+    covariance = (histogram.density * area * np.outer(rows, columns)).sum()
+    assert covariance == pytest.approx(-0.25, abs=0.05)
+
+
+# Weights
+
+
+def shifted_model():
+    """A generator of N(0, C) for a target with another mean and narrower density."""
+    cg = solved_model()
+    other = Harmonic(2, 2.0, [0.3, 0.0])
+    return CoarseGrainedModel(
+        BoltzmannTarget(other, beta=1.0), cg.coordinates, cg.prior, cg.decoder, cg.encoder
+    ).double()
+
+
+def test_weights_correct_the_generator():
+    prediction = predict(shifted_model(), X, 20_000, n_draws=200, **QUIET)
+    assert inside(prediction.estimate("x1"), 0.3)
+    assert inside(prediction.estimate("x1", corrected=False), 0.0)
+    assert prediction.log_z == pytest.approx(math.log(math.pi), abs=0.02)
+    assert prediction.log_z_interval[0] < math.log(math.pi) < prediction.log_z_interval[1]
+    assert prediction.elbo < prediction.log_z
+    assert prediction.weights().mean().item() == pytest.approx(1.0)
+    assert 0.2 < prediction.ess < 0.9
+    assert -1 < prediction.pareto_k < 0.7
+
+
+def test_95_percent_intervals_cover_in_95_percent_of_200_seeds():
+    cg, found = shifted_model(), []
+    for seed in range(200):
+        prediction = predict(cg, X[:1], 500, n_draws=200, seed=seed, batch=500, **QUIET)
+        low, high = prediction.log_z_interval
+        found.append([inside(prediction.estimate("x1"), 0.3), low < math.log(math.pi) < high])
+    mean, log_z = np.mean(found, axis=0)
+    assert 0.91 <= mean <= 0.985
+    assert 0.91 <= log_z <= 0.985
+
+
+def test_predict_is_reproducible_and_leaves_no_trace():
+    cg = mixture_model(DoubleWell())
+    cg.prior.set_shares(torch.tensor([0.99, 0.01]))
+    cg.temper = 0.5
+    before = {name: value.clone() for name, value in cg.state_dict().items()}
+    state, calls = torch.get_rng_state(), cg.target.energy.calls
+    first = predict(cg, X, 1001, batch=300, n_draws=50, seed=7, **QUIET)
+    second = predict(cg, X, 1001, batch=300, n_draws=50, seed=7, **QUIET)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(value, before[name]) for name, value in cg.state_dict().items())
+    assert torch.equal(first.log_weights, second.log_weights)
+    assert first.summary() == second.summary()
+    assert first.positions.shape == (1001, 2)
+    assert first.energy_calls == second.energy_calls == 1001
+    assert cg.target.energy.calls == calls + 2002
+
+
+def test_defensive_shares_change_precision_not_averages():
+    """A component of 0.2 % gets at least 2.5 % of the samples; plain averages know."""
+    energy = GaussianMixture([[-6.0, 0.0], [6.0, 0.0]], 1.0, [0.998, 0.002])
+    cg = mixture_model(energy)
+    cg.prior.set_shares(torch.tensor([0.998, 0.002]))
+    right = population_above(0.0)
+    prediction = predict(cg, (right,), 20_000, n_draws=200, **QUIET)
+    assert prediction.values["population_right"].mean() == pytest.approx(0.95 * 0.002 + 0.025, 1e-2)
+    for corrected in (True, False):
+        estimate = prediction.estimate("population_right", corrected)
+        assert estimate.mean == pytest.approx(0.002, rel=0.05)
+    assert prediction.log_z == pytest.approx(0.0, abs=0.01)
+    assert prediction.elbo <= prediction.log_z + 1e-6
+    assert prediction.elbo == pytest.approx(0.0, abs=0.05)
+
+
+def test_warnings_tell_when_not_to_trust():
+    torch.manual_seed(0)
+    prediction = predict(gaussian_model(), X, 300, n_draws=20, **QUIET)
+    assert prediction.pareto_k > 0.7
+    assert "cannot be trusted" in prediction.warnings[0]
+    assert "effective sample size is" in prediction.warnings[1]
+
+
+class Holed(Harmonic):
+    """Infinite at x1 > 1.5, not a number at x1 < -2."""
+
+    def _energy(self, x):
+        energy = super()._energy(x)
+        energy = torch.where(x[:, 0] > 1.5, torch.inf, energy)
+        return torch.where(x[:, 0] < -2.0, torch.nan, energy)
+
+
+def test_samples_without_energy_weigh_nothing():
+    torch.manual_seed(0)
+    cg = gaussian_model(energy=Holed(2))
+    prediction = predict(cg, X, 2000, n_draws=50, **QUIET)
+    x1 = prediction.values["x1"]
+    lost = (x1 > 1.5) | (x1 < -2.0)
+    assert prediction.nonfinite == lost.sum() > 0
+    assert prediction.weights()[torch.from_numpy(lost)].max() == 0
+    assert f"{lost.sum()} of 2000 samples have no finite energy" in prediction.warnings[-1]
+    assert math.isfinite(prediction.elbo)
+    assert math.isfinite(prediction.log_z)
+    assert math.isfinite(prediction.estimate("x1").mean)
+
+
+class Nowhere(Harmonic):
+    def _energy(self, x):
+        return super()._energy(x) / 0.0
+
+
+def test_no_finite_energy_at_all_is_an_error():
+    with pytest.raises(ValueError, match="expected samples with finite energies, got none of 50"):
+        predict(gaussian_model(energy=Nowhere(2)), X, 50, **QUIET)
+
+
+# Angles
+
+
+def angles(values, circular=True):
+    """A prediction of equally weighted values of one angle."""
+    n, values = len(values), np.asarray(values, dtype=float)
+    zeros = torch.zeros(n, dtype=torch.float64)
+    observable = Observable("angle", "rad", lambda x: x[:, 0], circular=circular)
+    return Prediction(
+        positions=values[:, None],
+        latents={"z": values[:, None]},
+        log_weights=zeros,
+        smoothed_log_weights=zeros,
+        plain_log_weights=zeros,
+        energies=np.zeros(n),
+        values={"angle": values},
+        observables=(observable,),
+        level=0.9,
+        log_z=0.0,
+        log_z_interval=(0.0, 0.0),
+        elbo=0.0,
+        ess=1.0,
+        pareto_k=0.0,
+        energy_calls=n,
+        nonfinite=0,
+        seed=0,
+        n_draws=100,
+        warnings=(),
+    )
+
+
+def test_mean_of_angles_is_circular():
+    around = math.pi + 0.3 * np.random.default_rng(0).normal(size=4000)
+    wrapped = (around + math.pi) % (2 * math.pi) - math.pi
+    estimate = angles(wrapped).estimate("angle")
+    assert math.cos(estimate.mean - around.mean()) == pytest.approx(1.0, abs=1e-4)
+    assert estimate.interval[0] < estimate.mean < estimate.interval[1]
+    assert np.diff(estimate.interval)[0] == pytest.approx(2 * 1.645 * 0.3 / math.sqrt(4000), 0.3)
+
+
+@pytest.mark.parametrize("turns", [0, 1, -2])
+def test_histogram_of_angles_takes_any_turn(turns):
+    values = np.random.default_rng(0).uniform(-math.pi, math.pi, 5000)
+    expected = angles(values).histogram("angle", bins=8)
+    found = angles(values + 2 * math.pi * turns).histogram("angle", bins=8)
+    np.testing.assert_allclose(found.density, expected.density)
+    np.testing.assert_allclose(expected.density, 1 / (2 * math.pi), rtol=0.15)
+    assert expected.edges[0][[0, -1]].tolist() == pytest.approx([-math.pi, math.pi])
+
+
+def test_histogram_of_one_value():
+    histogram = angles(np.full(10, 0.25), circular=False).histogram("angle", bins=4)
+    assert histogram.edges[0][[0, -1]].tolist() == [-0.25, 0.75]
+    assert histogram.density.max() == pytest.approx(4.0)
+
+
+# ArviZ
+
+
+def test_to_arviz_resamples_by_the_weights():
+    prediction = predict(shifted_model(), X, 20_000, n_draws=50, **QUIET)
+    data = prediction.to_arviz()
+    posterior, statistics = data["posterior"], data["sample_stats"]
+    assert posterior["x1"].shape == (1, 4000)
+    assert posterior["z"].shape[:2] == (1, 4000)
+    index = statistics["index"].values[0]
+    np.testing.assert_array_equal(posterior["x1"].values[0], prediction.values["x1"][index])
+    np.testing.assert_array_equal(statistics["energy"].values[0], prediction.energies[index])
+    assert posterior.attrs["log_z"] == prediction.log_z
+    assert posterior.attrs["unit_x1"] == ""
+    mean = _arviz().summary(data, var_names=["x1"], kind="stats")["mean"].iloc[0]
+    assert float(mean) == pytest.approx(0.3, abs=0.06)
+    plain = prediction.to_arviz(corrected=False)["posterior"]["x1"].values.mean()
+    assert plain == pytest.approx(0.0, abs=0.06)
+
+
+# Molecules: trajectories
+
+
+@pytest.fixture(scope="module")
+def molecular():
+    molecule = alanine_dipeptide()
+    coordinates = CartesianCoordinates(molecule)
+    torch.manual_seed(0)
+    cg = CoarseGrainedModel(
+        BoltzmannTarget(CompiledEnergy(molecule, compile=False), temperature=330.0),
+        coordinates,
+        StandardNormalPrior(2),
+        GaussianDecoder(coordinates.circular, 2, initial_log_variance=-4.0),
+        GaussianEncoder(coordinates.circular, 2),
+    )
+    return molecule, predict(cg, (), 30, n_draws=20, **QUIET)
+
+
+@pytest.mark.parametrize("suffix", ["dcd", "xtc", "pdb"])
+def test_trajectories_and_weights_are_written(molecular, suffix, tmp_path):
+    molecule, prediction = molecular
+    path = tmp_path / f"samples.{suffix}"
+    weights = prediction.save_trajectory(path, molecule)
+    assert {p.name for p in tmp_path.iterdir()} == {path.name, "samples.weights.txt"}
+    topology = molecule.mdtraj_topology
+    options = {} if suffix == "pdb" else {"top": topology}
+    back = mdtraj.load(str(path), **options)
+    np.testing.assert_allclose(back.xyz, prediction.positions, atol=1.1e-3)
+    assert [a.name for a in back.topology.atoms] == [a.name for a in topology.atoms]
+    assert np.loadtxt(weights).mean() == pytest.approx(1.0)
+
+
+def test_a_trajectory_that_cannot_be_written_leaves_nothing(molecular, tmp_path):
+    molecule, prediction = molecular
+    old = tmp_path / "samples.dcd"
+    old.write_text("old")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(np, "savetxt", full_disk)
+        with pytest.raises(OSError, match="No space left"):
+            prediction.save_trajectory(old, molecule)
+    assert [p.name for p in tmp_path.iterdir()] == ["samples.dcd"]
+    assert old.read_text() == "old"
+
+
+def full_disk(*_, **__):
+    raise OSError(28, "No space left on device")
+
+
+# Arguments
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"num_samples": 0}, {"batch": 0}, {"n_draws": 1}, {"level": 0.0}, {"level": 1.0}],
+)
+def test_arguments_are_checked(options):
+    with pytest.raises(ValueError, match="expected"):
+        predict(solved_model(), **({"num_samples": 10} | options), **QUIET)
+
+
+def test_names_and_ranges_are_checked(solved):
+    with pytest.raises(KeyError, match=r"expected one of the predicted observables \(x1, x2\)"):
+        solved.estimate("x3")
+    with pytest.raises(ValueError, match="expected probabilities between 0 and 1"):
+        solved.quantiles("x1", [0.5, 1.0])
+    with pytest.raises(ValueError, match="expected one or two observables, got 0"):
+        solved.histogram()
+    with pytest.raises(ValueError, match="expected samples between"):
+        solved.histogram("x1", limits=(50.0, 60.0))
+
+
+def test_summary_is_plain(solved):
+    summary = solved.summary()
+    keys = "log_z log_z_interval elbo ess pareto_k num_samples energy_calls nonfinite corrected"
+    assert set(summary) == {*keys.split(), "warnings", "observables"}
+    assert set(summary["observables"]["x1"]) == {"mean", "interval", "level", "unit"}
