@@ -29,6 +29,8 @@ def write_atomically(path: str | Path, write: Any) -> None:
             write(file)
             file.flush()
             os.fsync(file.fileno())
+        os.umask(mask := os.umask(0))  # a temporary file is private, this one need not be
+        os.chmod(temporary, 0o666 & ~mask)
         os.replace(temporary, path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)

@@ -304,23 +304,19 @@ def _located(config: Config) -> Config:
     if system.forcefield is not None:
         files = (str(Path(f).resolve()) if Path(f).is_file() else f for f in system.forcefield)
         system = replace(system, forcefield=tuple(files))
-    return replace(config, system=system, run=replace(run, threads=run.threads or _cores()))
+    return replace(config, system=system, run=replace(run, threads=run.threads or _threads()))
 
 
-def _cores() -> int:
-    """OMP_NUM_THREADS, or the cores that this process may use."""
+def _threads() -> int:
+    """OMP_NUM_THREADS, else 1: networks as small as these gain nothing from more."""
     asked = os.environ.get("OMP_NUM_THREADS", "")
-    if asked.isdigit() and int(asked) > 0:
-        return int(asked)
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    return int(asked) if asked.isdigit() and int(asked) > 0 else 1
 
 
 def _set_threads(config: Config) -> None:
     import torch
 
-    torch.set_num_threads(config.run.threads or _cores())
+    torch.set_num_threads(config.run.threads or _threads())
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -33,7 +33,7 @@ SYSTEMS = ("double-well", "alanine-dipeptide", "pdb", "peptide")
 # What to tune. Preset of each system: section -> kind ("" where there are none) -> values.
 _MOLECULE: dict[str, dict[str, dict[str, Any]]] = {
     "model": {"basins": {"latent_dim": 2, "n_couplings": 6, "hidden": (128, 128)}},
-    "fit": {"": {"steps": 6000, "num_samples": 252, "learning_rate": 3e-3}},
+    "fit": {"": {"steps": 6000, "num_samples": 252, "learning_rate": 5e-3}},
 }
 _PRESETS: dict[str, dict[str, dict[str, dict[str, Any]]]] = {
     "double-well": {
@@ -213,7 +213,10 @@ class PredictOptions:
 class RunOptions:
     """[run]: the machine and the files."""
 
-    threads: int | None = option("threads of torch; default one for each core", low=1)
+    threads: int | None = option(
+        "threads of torch; default OMP_NUM_THREADS, else 1, which is fastest for small networks",
+        low=1,
+    )
     save_samples: bool = option("write the sampled configurations to samples.npz")
 
 

@@ -20,7 +20,6 @@ from pyrocg.networks import MLP, ConstantOutput, constant_or_mlp
 __all__ = ["CouplingDecoder", "GaussianDecoder"]
 
 
-
 class GaussianDecoder(nn.Module):
     r"""The paper's decoder, :math:`q(u|z) = N(u \mid \mu(z), \mathrm{diag}\,\sigma^2)`.
 

@@ -165,6 +165,8 @@ class Prediction:
     ) -> list[Estimate]:
         """Return quantiles of an observable's distribution, each with its interval.
 
+        Quantiles of an angle are those of its values in [-π, π].
+
         Raises:
             ValueError: a probability is not between 0 and 1.
         """
@@ -222,16 +224,17 @@ class Prediction:
     def summary(self, corrected: bool = True) -> dict[str, Any]:
         """Return everything as plain values, for JSON.
 
-        Keys: ``log_z``, ``log_z_interval``, ``elbo``, ``ess`` (fraction), ``pareto_k``,
-        ``num_samples``, ``energy_calls``, ``nonfinite``, ``corrected``, ``warnings`` and
-        ``observables``: name to ``mean``, ``interval``, ``level``, ``unit``.
+        Keys: ``log_z``, ``log_z_interval``, ``elbo``, ``ess`` (fraction), ``pareto_k`` (None if it
+        is infinite: all weights equal, or too few that are finite), ``num_samples``,
+        ``energy_calls``, ``nonfinite``, ``corrected``, ``warnings`` and ``observables``: name to
+        ``mean``, ``interval``, ``level``, ``unit``.
         """
         return {
             "log_z": self.log_z,
             "log_z_interval": list(self.log_z_interval),
             "elbo": self.elbo,
             "ess": self.ess,
-            "pareto_k": self.pareto_k,
+            "pareto_k": self.pareto_k if math.isfinite(self.pareto_k) else None,
             "num_samples": len(self.log_weights),
             "energy_calls": self.energy_calls,
             "nonfinite": self.nonfinite,

@@ -50,12 +50,13 @@ def _scalars(
     calls = summary["energy_calls_split"]
     split = ", ".join(f"{name} {count:,}" for name, count in calls.items())
     low, high = summary["log_z_interval"]
+    k_hat = summary["pareto_k"]
     known = "" if known_log_z is None else f" (reference {known_log_z:.4f})"
     rows = {
         "log Z": f"{summary['log_z']:.4f}, {level} interval {low:.4f} to {high:.4f}{known}",
         "ELBO": f"{summary['elbo']:.4f}",
         "ESS": f"{100 * summary['ess']:.1f} % of {summary['num_samples']:,} samples",
-        "Pareto k-hat": f"{summary['pareto_k']:.2f}",
+        "Pareto k-hat": "not finite" if k_hat is None else f"{k_hat:.2f}",
         "energy calls": f"{summary['energy_calls']:,} ({split})",
         "wall time": f"{seconds:.1f} s",
     }

@@ -89,9 +89,9 @@ def fit(
     learning rate warms up linearly and falls to zero along a cosine. Steps whose loss or gradient
     is not finite are left out and counted. With ``checkpoint``, the whole state is written
     atomically at intervals and at the end; if the file exists the run continues from it and gives
-    the same numbers as one that was never stopped. The components of a mixture latent
-    (:class:`~pyrocg.priors.StratifiedPrior`) are trained in equal shares; at the end each gets its
-    weight, by importance sampling.
+    the same numbers as one that was never stopped; other settings are refused. The components of
+    a mixture latent (:class:`~pyrocg.priors.StratifiedPrior`) are trained in equal shares; at the
+    end each gets its weight, by importance sampling.
 
     Args:
         model: trained in place.
@@ -117,7 +117,7 @@ def fit(
             ends with ``KeyboardInterrupt``, so that a signal costs nothing.
 
     Raises:
-        ValueError: an argument is out of range.
+        ValueError: an argument is out of range, or other than in the checkpoint to resume from.
         FileNotFoundError: the checkpoint's folder does not exist.
         FloatingPointError: 100 steps in a row gave no finite loss and gradient.
     """
@@ -152,6 +152,7 @@ def fit(
         evaluate_every=evaluate_every,
         evaluate_samples=evaluate_samples,
         patience=patience,
+        seed=seed,
         checkpoint=None if checkpoint is None else Path(checkpoint),
         checkpoint_seconds=checkpoint_seconds,
         interrupted=interrupted or (lambda: False),
@@ -194,6 +195,7 @@ class _Run:
     evaluate_every: int
     evaluate_samples: int
     patience: int | None
+    seed: int
     checkpoint: Path | None
     checkpoint_seconds: float
     interrupted: Callable[[], bool]
@@ -339,12 +341,36 @@ class _Run:
                 "optimizer": self.optimizer.state_dict(),
                 "rates": self.rates.state_dict(),
                 "counters": asdict(self.counters),
+                "settings": self._settings(),
                 "random": torch.get_rng_state(),
                 "cuda_random": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
             }
             save_state(self.checkpoint, state)
 
+    def _settings(self) -> dict[str, Any]:
+        """What must be the same for a resumed run to give the same numbers."""
+        return {
+            "steps": self.steps,
+            "num_samples": self.num_samples,
+            "seed": self.seed,
+            "clip_norm": self.clip_norm,
+            "evaluate_every": self.evaluate_every,
+            "evaluate_samples": self.evaluate_samples,
+            "patience": self.patience,
+            "base_rates": list(self.rates.base_lrs),
+            "schedule": repr(self.schedule),
+        }
+
     def _restore(self, state: dict[str, Any]) -> None:
+        then, now = state["settings"], self._settings()
+        changed = [name for name in now if now[name] != then.get(name)]
+        if changed:
+            was = ", ".join(f"{name}={then.get(name)}" for name in changed)
+            got = ", ".join(f"{name}={now[name]}" for name in changed)
+            raise ValueError(
+                f"expected the settings that {self.checkpoint} was written with ({was}), "
+                f"got {got}; resume with the same settings, or give another checkpoint"
+            )
         self.model.load_state_dict(state["model"])
         self.best_state = state["best"]
         self.optimizer.load_state_dict(state["optimizer"])
@@ -357,10 +383,10 @@ class _Run:
     def result(self, stopped: str) -> FitResult:
         """Collect what the user gets, and warn of what went wrong."""
         c = self.counters
-        information = c.history["latent_information"]
-        if information and information[-1] < 0.05:
+        information = torch.tensor(c.history["latent_information"][-3:])
+        if len(information) == 3 and float(information.mean()) < 0.05:
             warnings.warn(
-                f"the encoder learned almost nothing: {information[-1]:.3f} nats of information "
+                f"the encoder learned almost nothing: {information.mean():.3f} nats of information "
                 "about u in z (z-collapse); use a decoder with less freedom given z, or more modes "
                 "in the prior",
                 stacklevel=3,

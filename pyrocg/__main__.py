@@ -1,0 +1,7 @@
+"""``python -m pyrocg``: the command line."""
+
+import sys
+
+from pyrocg.cli import main
+
+sys.exit(main())
