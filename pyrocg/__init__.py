@@ -35,6 +35,7 @@ _PUBLIC = {
     "objectives": ("PathGradientELBO",),
     "training": ("FitResult", "fit"),
     "observables": ("Observable", "double_well_observables", "standard_observables"),
+    "analysis": ("free_energy", "kl_divergence", "total_variation"),
     "prediction": ("Prediction", "predict"),
 }
 _MODULE_OF = {name: module for module, names in _PUBLIC.items() for name in names}

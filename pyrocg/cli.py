@@ -193,6 +193,7 @@ def _model(folder: RunFolder, config: Config, system: System) -> tuple[CoarseGra
 def _predict(
     folder: RunFolder, config: Config, system: System, quiet: bool, corrected: bool
 ) -> tuple[Prediction, dict[str, Any]]:
+    from pyrocg.analysis import total_variation
     from pyrocg.checkpoint import load_state
     from pyrocg.prediction import predict
 
@@ -220,6 +221,10 @@ def _predict(
     }
     seconds = {"training": counters["seconds"], "prediction": time.monotonic() - started}
     summary |= {"energy_calls": sum(calls.values()), "energy_calls_split": calls}
+    if system.reference is not None and system.reference.phi_psi is not None:
+        counts = system.reference.phi_psi
+        found = prediction.histogram("phi", "psi", bins=len(counts), corrected=corrected)
+        summary["ramachandran_tv"] = total_variation(found.density, counts)
     return prediction, {"system": config.system.kind, **summary, "seconds": seconds}
 
 
@@ -228,7 +233,7 @@ def _draw(folder: RunFolder, system: System) -> list[Path]:
     from pyrocg import plotting
 
     mixed = folder.config().model.kind == "basins"
-    note = "all components in equal shares, as they are trained" if mixed else ""
+    note = "of all components, with the best shares" if mixed else ""
     pages = {"training.png": plotting.training_page(folder.history()["history"], note)}
     prediction = folder.prediction(system.observables)
     if prediction is None:

@@ -295,7 +295,8 @@ class CouplingDistribution(TorchDistribution):
 def _apply(matrices: Tensor, k: Tensor, x: Tensor) -> Tensor:
     """Return x @ matrices[k] for x (..., n), k (...) and matrices (n_components, n, m)."""
     chosen = matrices.index_select(0, k.reshape(-1))
-    return (x.reshape(-1, 1, x.shape[-1]) @ chosen).reshape(*k.shape, matrices.shape[-1])
+    rows = x.reshape(len(chosen), 1, x.shape[-1])
+    return (rows @ chosen).reshape(*k.shape, matrices.shape[-1])
 
 
 def _log_det_tril(tril: Tensor) -> Tensor:

@@ -104,8 +104,8 @@ def training_history(history: Mapping[str, Sequence[float]], axes: Sequence[Axes
     late = np.concatenate([np.asarray(history[n])[len(step) // 2 :] for n in ("elbo", "log_z")])
     late = late[np.isfinite(late)]
     if len(late) and np.ptp(late) > 0:
-        bound.set_ylim(late.min() - 0.3 * np.ptp(late), late.max() + 0.3 * np.ptp(late))
-    bound.legend(frameon=False, loc="center right")
+        bound.set_ylim(late.min() - 0.6 * np.ptp(late), late.max() + 0.3 * np.ptp(late))
+    bound.legend(frameon=False, loc="lower right", ncols=2)
     efficiency.plot(step, 100 * np.asarray(history["ess"]), color=_CORRECTED, linewidth=1.2)
     efficiency.set(ylabel="%", ylim=(0, 100), title="effective sample size")
     for temper in axes[2:]:

@@ -60,6 +60,8 @@ def _scalars(
         "energy calls": f"{summary['energy_calls']:,} ({split})",
         "wall time": f"{seconds:.1f} s",
     }
+    if "ramachandran_tv" in summary:
+        rows["phi/psi"] = f"total variation {summary['ramachandran_tv']:.4f} from the reference"
     return [f"{name:<14}{value}" for name, value in rows.items()]
 
 

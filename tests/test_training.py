@@ -1,4 +1,5 @@
 import errno
+import itertools
 import math
 import os
 import warnings
@@ -139,9 +140,20 @@ def test_an_interrupted_run_saves_and_continues(tmp_path):
     same(fit(model(), **QUICK, **QUIET), fit(model(), **QUICK, **QUIET, checkpoint=path))
 
 
-def test_full_disk_leaves_the_old_checkpoint(tmp_path, monkeypatch):
+def test_other_settings_than_in_the_checkpoint_are_refused(tmp_path):
     path = tmp_path / "state.pt"
     fit(model(), **QUICK, **QUIET, checkpoint=path)
+    before = path.read_bytes()
+    with pytest.raises(ValueError, match=r"\(steps=40, seed=0\), got steps=50, seed=3"):
+        fit(model(), **(QUICK | {"steps": 50}), **QUIET, seed=3, checkpoint=path)
+    assert path.read_bytes() == before
+
+
+def test_full_disk_leaves_the_old_checkpoint(tmp_path, monkeypatch):
+    path = tmp_path / "state.pt"
+    steps = itertools.count(1)
+    with pytest.raises(KeyboardInterrupt):
+        fit(model(), **QUICK, **QUIET, checkpoint=path, interrupted=lambda: next(steps) >= 20)
     before = path.read_bytes()
 
     def full(_):
@@ -149,7 +161,7 @@ def test_full_disk_leaves_the_old_checkpoint(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space left"):
-        fit(model(), **(QUICK | {"steps": 50}), **QUIET, checkpoint=path)
+        fit(model(), **QUICK, **QUIET, checkpoint=path)
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
 
