@@ -15,7 +15,7 @@ so that Pyro's ELBO is
 .. math:: E_q[-t\beta U(T(u)) + \log|\partial T/\partial u| + \log r(z|u) - \log p(z) - \log q(u|z)]
           = \log Z_t - KL(q \| \pi) \le \log Z_t .
 
-Source: Schöberl, Zabaras and Koutsourelakis (2020), arXiv:2002.10148, equations 8 to 12.
+Source: Schöberl, Zabaras and Koutsourelakis (2020), arXiv:2002.10148.
 """
 
 from __future__ import annotations
@@ -218,8 +218,8 @@ class CoarseGrainedModel(nn.Module):
     ) -> CoarseGrainedModel:
         """Build the recommended model: a mixture latent with one component for each basin.
 
-        The basins are found from the force field alone and no component can leave its own, so
-        none is lost: :class:`~pyrocg.priors.StratifiedPrior`,
+        The basins are found from the force field alone, and a fixed partition anchors each
+        component to its own: :class:`~pyrocg.priors.StratifiedPrior`,
         :class:`~pyrocg.decoders.CouplingDecoder` and :class:`~pyrocg.encoders.PartitionEncoder`,
         all started at the Laplace approximation of the basins.
 
@@ -315,7 +315,7 @@ class CoarseGrainedModel(nn.Module):
             latents={name: guide.nodes[name]["value"] for name in names},
             log_weights=sum(log_model.values()) - sum(log_guide.values()),
             reduced_energy=-log_boltzmann,
-            latent_log_ratio=sum(log_model[name] - log_guide[name] for name in names),
+            latent_log_ratio=log_model["z"] - log_guide["z"],
         )
 
     @torch.no_grad()

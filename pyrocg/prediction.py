@@ -91,7 +91,8 @@ class Prediction:
         level: of the intervals.
         log_z: log Z of the reduced coordinates, by importance sampling; nats.
         log_z_interval: its interval, by the Bayesian bootstrap.
-        elbo: the evidence lower bound; at most log Z up to noise.
+        elbo: the evidence lower bound, at most log Z up to noise; of the generator restricted to
+            finite energies, see :func:`pyrocg.weights.bound`.
         ess: effective sample size of the weights, a fraction of n.
         pareto_k: Pareto k-hat of the weights; above 0.7 corrected results cannot be trusted, unless
             the weights are nearly equal.
@@ -214,7 +215,9 @@ class Prediction:
         if not float(weights.sum()) > 0:
             raise ValueError(f"expected samples between {limits}, got none; widen the limits")
         totals = torch.zeros(bins ** len(names), dtype=torch.float64)
-        draws = bootstrap_sums(weights, torch.from_numpy(index), len(totals), 200, self.seed)
+        draws = bootstrap_sums(
+            weights, torch.from_numpy(index), len(totals), self.n_draws, self.seed
+        )
         totals.index_add_(0, torch.from_numpy(index), weights)
         volume = math.prod(float(edge[1] - edge[0]) for edge in edges)
         bounds = equal_tailed(draws / draws.sum(1, keepdim=True), self.level)
@@ -456,9 +459,13 @@ def _plain_log_weights(
 
 
 def _elbo(log_weights: Tensor, plain: Tensor, share: Tensor) -> float:
-    """ELBO of the generator with its own shares; weights are relative to those drawn with."""
+    """ELBO of the generator with its own shares, where energies are finite.
+
+    The weights are relative to the shares drawn with; see :func:`pyrocg.weights.bound`.
+    """
     terms = torch.where(share > 0, log_weights - plain, 0.0)
-    return float((share * terms).sum())
+    reached = plain[torch.isfinite(log_weights)].logsumexp(0) - plain.logsumexp(0)
+    return float((share * terms).sum() + reached)
 
 
 def _warnings(ess: float, pareto_k: float, nonfinite: int, n: int) -> tuple[str, ...]:

@@ -65,10 +65,10 @@ class FitResult:
 
 def fit(
     model: CoarseGrainedModel,
-    steps: int = 5000,
+    steps: int = 6000,
     num_samples: int = 256,
     *,
-    learning_rate: float = 1e-3,
+    learning_rate: float = 5e-3,
     optimizer: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer] | None = None,
     loss: ELBO | None = None,
     schedule: TemperingSchedule | None = None,
@@ -95,7 +95,8 @@ def fit(
 
     Args:
         model: trained in place.
-        steps: number of steps.
+        steps: number of steps. The defaults of steps, num_samples and learning_rate suit
+            :meth:`CoarseGrainedModel.from_basins` of a small molecule.
         num_samples: samples, and energy calls, in each step.
         learning_rate: peak learning rate of the default optimiser.
         optimizer: from parameters to an optimiser; default ``torch.optim.Adam``. Its own learning
@@ -149,6 +150,7 @@ def fit(
         steps=steps,
         num_samples=num_samples,
         clip_norm=clip_norm,
+        warmup=warmup,
         evaluate_every=evaluate_every,
         evaluate_samples=evaluate_samples,
         patience=patience,
@@ -192,6 +194,7 @@ class _Run:
     steps: int
     num_samples: int
     clip_norm: float
+    warmup: float
     evaluate_every: int
     evaluate_samples: int
     patience: int | None
@@ -358,7 +361,11 @@ class _Run:
             "evaluate_samples": self.evaluate_samples,
             "patience": self.patience,
             "base_rates": list(self.rates.base_lrs),
+            "warmup": self.warmup,
             "schedule": repr(self.schedule),
+            "loss": type(self.elbo.elbo).__name__,
+            "optimizer": type(self.optimizer).__name__,
+            "beta": self.model.target.beta,
         }
 
     def _restore(self, state: dict[str, Any]) -> None:

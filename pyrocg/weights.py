@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 __all__ = [
+    "bound",
     "component_shares",
     "ess",
     "log_mean_exp",
     "log_mean_exp_error",
-    "normalised",
     "stratified_summary",
 ]
 
@@ -28,11 +28,6 @@ def log_mean_exp(log_weights: Tensor) -> Tensor:
     return torch.logsumexp(log_weights, 0) - math.log(len(log_weights))
 
 
-def normalised(log_weights: Tensor) -> Tensor:
-    """Return weights that sum to 1."""
-    return torch.softmax(log_weights, 0)
-
-
 def ess(log_weights: Tensor) -> Tensor:
     r"""Kish's effective sample size as a fraction, :math:`(\sum w)^2 / (n \sum w^2)`.
 
@@ -46,10 +41,7 @@ def ess(log_weights: Tensor) -> Tensor:
 
 
 def log_mean_exp_error(log_weights: Tensor) -> Tensor:
-    r"""Standard error of :func:`log_mean_exp` by the delta method.
-
-    .. math:: \sqrt{(1/\text{ESS} - 1)/n}
-    """
+    r"""Standard error of :func:`log_mean_exp`, :math:`\sqrt{(1/\mathrm{ESS} - 1)/n}`."""
     n = len(log_weights)
     return ((1.0 / ess(log_weights) - 1.0).clamp(min=0.0) / n).sqrt()
 
@@ -67,26 +59,48 @@ def component_shares(log_weights: Tensor, component: Tensor, shares: Tensor) -> 
 
     Example:
         >>> import torch
-        >>> log_weights = torch.tensor([0.0, -torch.inf])
-        >>> component_shares(log_weights, torch.tensor([0, 1]), torch.ones(2) / 2)
+        >>> component_shares(torch.tensor([0.0, -torch.inf]), torch.tensor([0, 1]), torch.ones(2) / 2)
         tensor([1.0000e+00, 1.0000e-06])
     """
-    w = torch.softmax(log_weights.double().nan_to_num(-torch.inf, posinf=-torch.inf), 0)
+    w = torch.softmax(_without_infinite(log_weights), 0)
     totals = torch.zeros(len(shares), dtype=w.dtype, device=w.device).index_add_(0, component, w)
     totals = (totals / totals.sum()).clamp(min=1e-6)
     return (totals / totals.sum()).to(shares.dtype)
 
 
+def bound(log_weights: Tensor) -> Tensor:
+    r"""ELBO of the generator restricted to where its weights are finite.
+
+    .. math:: \frac1m \sum_{w_i > 0} \log w_i + \log \frac mn
+
+    with m of n weights finite and above 0. Without such weights this is the mean log weight; with
+    them that mean is minus infinity, and this the bound of the generator conditioned on finite
+    energies, still at most log Z.
+
+    Args:
+        log_weights: shape ``(n,)``; minus infinity or NaN where the energy is not finite.
+
+    Example:
+        >>> import torch
+        >>> round(bound(torch.tensor([1.0, -torch.inf])).item(), 4)
+        0.3069
+    """
+    finite = log_weights[torch.isfinite(log_weights)]
+    if len(finite) == 0:
+        return log_weights.new_tensor(-torch.inf)
+    return finite.mean() + math.log(len(finite) / len(log_weights))
+
+
 def stratified_summary(
     log_weights: Tensor, component: Tensor, shares: Tensor
 ) -> tuple[float, float, float]:
-    r"""ELBO, log Z and ESS that a mixture latent has with its best shares :math:`p_k = Z_k/Z`.
+    r"""ELBO, log Z and ESS that a mixture latent has with the shares :math:`p_k = Z_k/Z`.
 
-    .. math:: \log \sum_k e^{\mathrm{ELBO}_k}, \quad \log \sum_k Z_k, \quad
+    .. math:: \sum_k p_k (\mathrm{ELBO}_k - \log p_k), \quad \log \sum_k Z_k, \quad
               \Big(\sum_k p_k / \mathrm{ESS}_k\Big)^{-1}
 
-    from samples drawn with other shares. Weights that are not finite count as 0 and are left out
-    of the ELBO; so are components without samples.
+    from samples drawn with other shares. Weights that are not finite count as 0, for the ELBO see
+    :func:`bound`; components without a finite weight are left out.
 
     Args:
         log_weights: log importance weights, shape ``(n,)``.
@@ -99,20 +113,23 @@ def stratified_summary(
         >>> [round(v, 4) for v in stratified_summary(log_w, component, torch.tensor([0.5, 0.5]))]
         [1.4338, 1.4338, 1.0]
     """
-    log_w = (log_weights + shares.log()[component]).double()
-    log_w = log_w.nan_to_num(nan=-torch.inf, posinf=-torch.inf)
+    log_w = _without_infinite(log_weights + shares.log()[component])
     rows = []
     for k in range(len(shares)):
         own = log_w[component == k]
-        finite = own[torch.isfinite(own)]
-        if len(finite):
-            rows.append(torch.stack([finite.mean(), log_mean_exp(own), ess(own)]))
+        if bool(torch.isfinite(own).any()):
+            rows.append(torch.stack([bound(own), log_mean_exp(own), ess(own)]))
     if not rows:
         return -math.inf, -math.inf, 0.0
     elbo, log_z, fraction = torch.stack(rows, 1)
     p = torch.softmax(log_z, 0)
     return (
-        float(torch.logsumexp(elbo, 0)),
+        float((p * (elbo - p.log())).sum()),
         float(torch.logsumexp(log_z, 0)),
         float(1.0 / (p / fraction).sum()),
     )
+
+
+def _without_infinite(log_weights: Tensor) -> Tensor:
+    """The same in float64, minus infinity where not finite."""
+    return torch.where(torch.isfinite(log_weights), log_weights.double(), -torch.inf)

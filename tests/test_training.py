@@ -140,6 +140,13 @@ def test_an_interrupted_run_saves_and_continues(tmp_path):
     same(fit(model(), **QUICK, **QUIET), fit(model(), **QUICK, **QUIET, checkpoint=path))
 
 
+def test_another_loss_than_in_the_checkpoint_is_refused(tmp_path):
+    path = tmp_path / "state.pt"
+    fit(model(), **QUICK, **QUIET, checkpoint=path)
+    with pytest.raises(ValueError, match=r"\(loss=PathGradientELBO\), got loss=Trace_ELBO"):
+        fit(model(), **QUICK, **QUIET, loss=Trace_ELBO(), checkpoint=path)
+
+
 def test_other_settings_than_in_the_checkpoint_are_refused(tmp_path):
     path = tmp_path / "state.pt"
     fit(model(), **QUICK, **QUIET, checkpoint=path)
@@ -304,6 +311,19 @@ def test_steps_without_finite_loss_are_skipped_and_counted(first, hole):
 def test_a_hundred_failures_in_a_row_are_an_error():
     with pytest.raises(FloatingPointError, match="got none in 100 steps in a row"):
         fit(holed_model(every=1), **(QUICK | {"steps": 200, "evaluate_every": 500}), **QUIET)
+
+
+def test_z_collapse_of_a_mixture_latent_is_seen_though_its_components_are_told_apart():
+    torch.manual_seed(0)
+    cg = CoarseGrainedModel.from_basins(
+        BoltzmannTarget(DoubleWell(), beta=1.0), IdentityCoordinates(2), latent_dim=1, hidden=(8,)
+    )
+    assert cg.sample(500).latent_log_ratio.mean() > 0.1
+    encoder = cg.encoder.encoder
+    for connection in (cg.decoder.real_loadings, encoder.linear, encoder.offset, encoder.log_scale):
+        torch.nn.init.zeros_(connection)
+    torch.nn.init.zeros_(encoder.mode_shift)
+    assert cg.sample(500).latent_log_ratio.abs().max() < 1e-5
 
 
 @pytest.mark.filterwarnings("default:the encoder learned almost nothing")

@@ -3,7 +3,14 @@ import math
 import pytest
 import torch
 
-from pyrocg.weights import component_shares, ess, log_mean_exp, log_mean_exp_error, normalised
+from pyrocg.weights import (
+    bound,
+    component_shares,
+    ess,
+    log_mean_exp,
+    log_mean_exp_error,
+    stratified_summary,
+)
 
 
 def lognormal(n, scale=0.7, seed=0):
@@ -35,14 +42,6 @@ def test_log_mean_exp_error_is_the_spread_over_repetitions():
     assert errors.mean().item() == pytest.approx(estimates.std().item(), rel=0.1)
 
 
-def test_log_mean_exp_error_of_equal_weights_is_zero():
-    assert log_mean_exp_error(torch.zeros(9)).item() == pytest.approx(0.0, abs=1e-3)
-
-
-def test_normalised_weights_sum_to_one():
-    assert normalised(lognormal(50) + 900).sum().item() == pytest.approx(1.0)
-
-
 def test_component_shares_are_the_parts_of_z():
     """Weights of component k, drawn with p_k, are Z_k / p_k times noise of mean 1."""
     generator = torch.Generator().manual_seed(0)
@@ -62,3 +61,53 @@ def test_component_shares_keep_a_component_without_weight():
     shares = component_shares(torch.zeros(3), torch.tensor([0, 0, 2]), torch.ones(3) / 3)
     assert shares[1].item() == pytest.approx(1e-6, rel=1e-5)
     assert shares.sum().item() == pytest.approx(1.0)
+
+
+def test_bound_is_the_mean_log_weight_or_that_of_the_finite_part():
+    log_w = lognormal(100)
+    assert bound(log_w).item() == pytest.approx(log_w.mean().item())
+    half = torch.cat([torch.zeros(50), torch.full((50,), -torch.inf)])
+    assert bound(half).item() == pytest.approx(math.log(0.5)) == log_mean_exp(half).item()
+    assert bound(torch.tensor([torch.nan, -torch.inf])).item() == -math.inf
+
+
+def strata(n=400_000):
+    """Log-normal weights of three components, drawn with unequal shares; a fourth is not drawn."""
+    log_z, scale = torch.tensor([0.0, -2.0, -4.0, 0.0]), torch.tensor([0.5, 1.0, 0.2, 1.0])
+    drawn = torch.tensor([0.2, 0.3, 0.49, 0.01])
+    generator = torch.Generator().manual_seed(0)
+    k = torch.multinomial(drawn[:3], n, replacement=True, generator=generator)
+    own = log_z[k] - scale[k] ** 2 / 2 + scale[k] * torch.randn(n, generator=generator)
+    return log_z[:3].double(), scale[:3].double(), own - drawn.log()[k], k, drawn
+
+
+def test_stratified_summary_in_closed_form():
+    log_z, scale, log_w, k, drawn = strata()
+    p = torch.softmax(log_z, 0)
+    expected_elbo = (p * (log_z - scale**2 / 2 - p.log())).sum()
+    expected_ess = 1 / (p * (scale**2).exp()).sum()
+    elbo, total, fraction = stratified_summary(log_w, k, drawn)
+    assert elbo == pytest.approx(expected_elbo.item(), abs=5e-3)
+    assert total == pytest.approx(torch.logsumexp(log_z, 0).item(), abs=5e-3)
+    assert fraction == pytest.approx(expected_ess.item(), rel=0.02)
+    assert elbo < total
+
+
+@pytest.mark.parametrize("bad", [-torch.inf, torch.inf, torch.nan])
+def test_one_weight_that_is_not_finite_changes_next_to_nothing(bad):
+    *_, log_w, k, drawn = strata(20_000)
+    before = stratified_summary(log_w, k, drawn)
+    log_w[0] = bad
+    elbo, total, fraction = stratified_summary(log_w, k, drawn)
+    assert (elbo, total, fraction) == pytest.approx(before, abs=2e-3)
+    assert elbo < total
+
+
+def test_stratified_summary_of_nothing():
+    nothing = torch.full((3,), -torch.inf)
+    shares = torch.ones(1)
+    assert stratified_summary(nothing, torch.zeros(3, dtype=torch.long), shares) == (
+        -math.inf,
+        -math.inf,
+        0.0,
+    )
