@@ -22,6 +22,7 @@ _PUBLIC = {
     "basins": ("Basins", "find_basins"),
     "distributions": ("MixedNormal", "StratifiedCategorical", "WrappedNormal"),
     "priors": (
+        "FlowPrior",
         "GaussianMixturePrior",
         "PriorProgram",
         "StandardNormalPrior",

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from pyrocg.coordinates import Coordinates
 from pyrocg.distributions import wrap
@@ -22,6 +24,7 @@ Potential: TypeAlias = Callable[[Tensor], Tensor]
 """From u (n, n_coordinates) to nats (n,), differentiable."""
 
 _FLATTEST = 0.05  # smallest curvature, in nats per squared unit of u, that a component may have
+_CONVERGED = 0.01  # nats that the next Newton step promises below what is taken for a minimum
 
 
 @dataclass(frozen=True)
@@ -112,6 +115,7 @@ def find_basins(
     max_basins: int = 32,
     concentration: float = 12.0,
     seed: int = 0,
+    progress: bool = False,
 ) -> Basins:
     r"""Find where the mass of a target is by minimising V from many starts. No data is needed.
 
@@ -123,6 +127,10 @@ def find_basins(
     their columns held fixed, and of those within ``max_energy`` of the lowest minimum the farthest
     from all centres becomes the next centre, until none is farther than ``cover``. So passes and
     flanks have components of their own too, and training cannot leave them out.
+
+    With more than three columns, or one that is not circular, there is no filling and the minima
+    are the only centres (``n_minima`` is then their number): give the three ``columns`` that
+    matter most to have them covered.
 
     Args:
         target: the density.
@@ -137,10 +145,11 @@ def find_basins(
         cover: largest distance in rad of a populated point from a centre; None for minima alone.
             Used only if the columns are at most three and all circular.
         max_energy: a point is populated if V there is at most so many nats above the lowest.
-        max_basins: at most so many minima, and centres in all.
+        max_basins: at most so many minima, and centres in all; it warns of what that leaves out.
         concentration: of the partition in circular columns, see
             :class:`~pyrocg.encoders.BasinPartition`; in others one over the minima's mean variance.
         seed: of the starts; the global generator is left alone.
+        progress: show a progress bar for each stage.
 
     Raises:
         ValueError: no minimum was found.
@@ -154,13 +163,20 @@ def find_basins(
     if isinstance(starts, int):
         starts = _starts(coordinates, columns, starts, spread, seed)
     tamed, exact = _tamed(target, coordinates), _potential(target.exact, coordinates)
-    relaxed = _descend(tamed, starts.double(), steps)
+    relaxed = _descend(tamed, starts.double(), steps, _Bar("relaxing", progress))
     minima, covariances = _minima(
-        exact, relaxed, columns, circular, separation, max_free_energy, max_basins
+        exact,
+        relaxed,
+        columns,
+        circular,
+        separation,
+        max_free_energy,
+        max_basins,
+        _Bar("minima", progress),
     )
     points = minima
     if cover is not None and len(columns) <= 3 and bool(circular[columns].all()):
-        held = _descend(tamed, starts.double(), steps, fixed=columns)
+        held = _descend(tamed, starts.double(), steps, _Bar("covering", progress), fixed=columns)
         populated = held[_values(exact, held) < _values(exact, minima).min() + max_energy]
         points = _fill(minima, populated, columns, cover, max_basins)
     width = covariances.diagonal(dim1=-2, dim2=-1)[:, columns].mean(0)
@@ -168,7 +184,7 @@ def find_basins(
     centres = points[:, columns]
     partition = BasinPartition(centres, columns, circular, kappa)
     parts = []
-    for k, point in enumerate(points):
+    for k, point in enumerate(_Bar("components", progress)(points)):
         component = _component(exact, partition, k)
         u, hessian = _newton(component, point)
         values, vectors = torch.linalg.eigh(hessian)
@@ -186,6 +202,17 @@ def find_basins(
         n_minima=len(minima),
         energy_calls=energy.calls - calls,
     )
+
+
+@dataclass(frozen=True)
+class _Bar:
+    """A progress bar around the loop of a stage."""
+
+    stage: str
+    shown: bool
+
+    def __call__(self, items: Iterable[Any]) -> Iterable[Any]:
+        return tqdm(items, desc=f"basins, {self.stage}", disable=not self.shown)
 
 
 def _starts(coordinates: Coordinates, columns: Tensor, n: int, spread: float, seed: int) -> Tensor:
@@ -227,12 +254,14 @@ def _gradient(potential: Potential, u: Tensor) -> Tensor:
     return torch.autograd.grad(potential(u).sum(), u)[0]
 
 
-def _descend(potential: Potential, u: Tensor, steps: int, fixed: Tensor | None = None) -> Tensor:
+def _descend(
+    potential: Potential, u: Tensor, steps: int, bar: _Bar, fixed: Tensor | None = None
+) -> Tensor:
     """Minimise from every start by Adam, whose steps do not depend on the force's size."""
     u = u.clone().requires_grad_()
     adam = torch.optim.Adam([u], lr=0.1, betas=(0.8, 0.95))
     rates = torch.optim.lr_scheduler.CosineAnnealingLR(adam, steps, eta_min=1e-3)
-    for _ in range(steps):
+    for _ in bar(range(steps)):
         gradient = _gradient(potential, u).nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
         if fixed is not None:
             gradient[:, fixed] = 0.0
@@ -243,15 +272,15 @@ def _descend(potential: Potential, u: Tensor, steps: int, fixed: Tensor | None =
 
 
 def _newton(potential: Potential, u: Tensor, max_steps: int = 12) -> tuple[Tensor, Tensor]:
-    """Newton steps down to a minimum; returns it and the Hessian there."""
-    for _ in range(max_steps):
+    """Newton steps down to a minimum; returns the last point and the Hessian there."""
+    for left in reversed(range(max_steps + 1)):
         hessian = _hessian(potential, u)
         if not bool(hessian.isfinite().all()):
             break
         values, vectors = torch.linalg.eigh(hessian)
         slopes = vectors.mT @ _gradient(potential, u.unsqueeze(0))[0]
         step = vectors @ (slopes / values.abs().clamp(min=_FLATTEST)).clamp(-0.5, 0.5)
-        if float(step.abs().max()) < 1e-4:
+        if left == 0 or float(step.abs().max()) < 1e-4:
             break
         u = u - step
     return u, hessian
@@ -273,16 +302,17 @@ def _minima(
     separation: float,
     max_free_energy: float,
     max_basins: int,
+    bar: _Bar,
 ) -> tuple[Tensor, Tensor]:
     """The distinct minima among relaxed starts, most populated first, and their covariances."""
     value = _values(potential, u)
     sorted_u = u[value.isfinite()][value[value.isfinite()].argsort()]
     found: list[tuple[Tensor, Tensor]] = []
     log_z: list[float] = []
-    for candidate in _distinct(sorted_u, columns, circular, separation):
+    for candidate in bar(_distinct(sorted_u, columns, circular, separation)):
         minimum, hessian = _newton(potential, candidate)
         known = torch.stack([m for m, _ in found]) if found else minimum.new_zeros(0, len(minimum))
-        if bool(hessian.isfinite().all()) and float(torch.linalg.eigvalsh(hessian)[0]) > 0:
+        if _is_minimum(potential, minimum, hessian):
             if bool(_near(minimum, known, columns, circular, separation).any()):
                 continue
             minimum = torch.where(circular, wrap(minimum), minimum)
@@ -293,9 +323,29 @@ def _minima(
         raise ValueError(
             f"expected minima from {len(u)} starts, got none; give more steps or better starts"
         )
-    order = torch.tensor(log_z).argsort(descending=True)[:max_basins].tolist()
+    order = torch.tensor(log_z).argsort(descending=True).tolist()
     order = [k for k in order if log_z[k] > max(log_z) - max_free_energy]
+    if len(order) > max_basins:
+        lost = max(log_z) - log_z[order[max_basins]]
+        warnings.warn(
+            f"{len(order) - max_basins} of {len(order)} minima were left out, the best of them "
+            f"{lost:.1f} nats above the lowest: max_basins is {max_basins}; raise it, or lower "
+            "max_free_energy",
+            stacklevel=3,
+        )
+        order = order[:max_basins]
     return torch.stack([found[k][0] for k in order]), torch.stack([found[k][1] for k in order])
+
+
+def _is_minimum(potential: Potential, u: Tensor, hessian: Tensor) -> bool:
+    r"""Whether the Hessian is positive definite and the gradient g small, by what is left to gain.
+
+    That is :math:`\tfrac12 g^\top H^{-1} g`, in nats whatever the units of u.
+    """
+    if not bool(hessian.isfinite().all()) or not float(torch.linalg.eigvalsh(hessian)[0]) > 0:
+        return False
+    gradient = _gradient(potential, u.unsqueeze(0))[0]
+    return float(0.5 * gradient @ torch.linalg.solve(hessian, gradient)) < _CONVERGED
 
 
 def _near(
@@ -317,10 +367,19 @@ def _distinct(u: Tensor, columns: Tensor, circular: Tensor, separation: float) -
 
 def _fill(points: Tensor, candidates: Tensor, columns: Tensor, cover: float, most: int) -> Tensor:
     """Add the candidate farthest from all points, until none is farther than ``cover``."""
-    while len(candidates) and len(points) < most:
+    while len(candidates):
         gaps = wrap(candidates[:, None, columns] - points[None, :, columns])
         distance = gaps.norm(dim=-1).min(dim=1).values
         if float(distance.max()) <= cover:
+            break
+        if len(points) >= most:
+            warnings.warn(
+                f"{int((distance > cover).sum())} of {len(candidates)} populated points are "
+                f"farther than cover={cover:g} from all {len(points)} centres, up to "
+                f"{float(distance.max()):.2f} rad: max_basins is {most}; raise it or cover, or "
+                "lower max_energy",
+                stacklevel=3,
+            )
             break
         points = torch.cat([points, candidates[distance.argmax()].unsqueeze(0)])
     return points

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from pyrocg.distributions import wrap
 from pyrocg.intervals import around_reference
 from pyrocg.placement import Placement, measure
 from pyrocg.rotors import collect, collect_gaps, spread, spread_gaps
@@ -396,7 +397,7 @@ class InternalCoordinates(Coordinates):
         rows = torch.cat(collect(bounded[self.rotor_rows], torch.cat((mean, mean))))
         bounded = bounded.index_copy(0, self.rotor_rows.flatten(), rows)
         turn = 3 * (mean - self.rotor_mean.to(x.dtype))
-        circular = _wrap(torch.cat((torsion[: self.n_torsions - self.n_rotors], turn)))
+        circular = wrap(torch.cat((torsion[: self.n_torsions - self.n_rotors], turn)))
         u = torch.cat((bounded, *collect_gaps(gaps, mean), circular)).T
         u = u.reshape(*batch, self.n_coordinates)
         return u, self._forward(u)[1]
@@ -420,7 +421,7 @@ class InternalCoordinates(Coordinates):
         """Return bonds, angles, torsions and phases of (batch, n_atoms, 3), batch last."""
         r, theta, tau = measure(x, self.rows)
         own = torch.cat((tau.new_zeros(1, len(x)), tau[: self.n_torsions]))
-        return r, theta, own[1:], _wrap(tau[self.n_torsions :] - own[self.first])
+        return r, theta, own[1:], wrap(tau[self.n_torsions :] - own[self.first])
 
     def _gaps(self, torsion: Tensor, phase: Tensor) -> tuple[Tensor, Tensor]:
         """Return gaps (3, n_rotors, batch) and mean torsion (n_rotors, batch) of the hydrogens."""
@@ -465,8 +466,3 @@ class InternalCoordinates(Coordinates):
             f"expected bonds of 0.5 to 1.5 times the reference, bent angles and the handedness "
             f"of the reference, got {count} outside at {names}"
         )
-
-
-def _wrap(angle: Tensor) -> Tensor:
-    """Return the same angle in [-pi, pi)."""
-    return torch.remainder(angle + math.pi, 2 * math.pi) - math.pi

@@ -23,8 +23,8 @@ __all__ = ["CouplingDecoder", "GaussianDecoder"]
 class GaussianDecoder(nn.Module):
     r"""The paper's decoder, :math:`q(u|z) = N(u \mid \mu(z), \mathrm{diag}\,\sigma^2)`.
 
-    Wrapped normal where the coordinate is circular. The defaults are the paper's settings.
-    Source: Schöberl, Zabaras and Koutsourelakis (2020), arXiv:2002.10148, equation 18.
+    Wrapped normal where the coordinate is circular. :meth:`paper` gives the settings of the paper.
+    Source: Schöberl, Zabaras and Koutsourelakis (2020), arXiv:2002.10148.
 
     Args:
         circular: which coordinates are circular, shape ``(n_coordinates,)``.
@@ -34,6 +34,12 @@ class GaussianDecoder(nn.Module):
         variance: "constant", one learned vector, or "network", a function of z.
         initial_log_variance: where the log variances start.
         circular_latent: z is a point on a torus, seen as (cos z, sin z).
+
+    Example:
+        >>> import torch
+        >>> decoder = GaussianDecoder(torch.tensor([False, True]), latent_dim=1)
+        >>> decoder(torch.zeros(5, 1)).sample().shape
+        torch.Size([5, 2])
     """
 
     circular: Tensor
@@ -55,6 +61,33 @@ class GaussianDecoder(nn.Module):
         self.mean = MLP(n_in, hidden, len(circular), activations)
         self.log_variance = constant_or_mlp(variance, n_in, hidden, len(circular), activations)
         self.initial_log_variance = initial_log_variance
+
+    @classmethod
+    def paper(cls, circular: Tensor, latent_dim: int, system: str) -> GaussianDecoder:
+        """Build it in the sizes of the paper's experiments, from the authors' code.
+
+        "double-well": 100-100 (tanh), the variance a separate network of the same shape.
+        "alanine-dipeptide": 100-100-100 (tanh), constant log variances that start at -0.5.
+
+        Args:
+            circular: which coordinates are circular, shape ``(n_coordinates,)``.
+            latent_dim: dimension of z; the paper has 1 and 2.
+            system: "double-well" or "alanine-dipeptide".
+
+        Raises:
+            ValueError: the paper has no such system.
+
+        Example:
+            >>> import torch
+            >>> decoder = GaussianDecoder.paper(torch.zeros(2, dtype=torch.bool), 1, "double-well")
+            >>> sum(p.numel() for p in decoder.parameters())
+            21004
+        """
+        if system == "double-well":
+            return cls(circular, latent_dim, (100, 100), nn.Tanh, "network", 0.0)
+        if system == "alanine-dipeptide":
+            return cls(circular, latent_dim, (100, 100, 100), nn.Tanh, "constant", -0.5)
+        raise ValueError(f'expected "double-well" or "alanine-dipeptide", got {system!r}')
 
     def forward(self, z: Tensor) -> MixedNormal:
         """Return q(u|z) for z of shape ``(..., latent_dim)``."""

@@ -34,8 +34,8 @@ class WrappedNormal(TorchDistribution):
               x \in [-\pi, \pi)
 
     The sum runs over :math:`|m| \le 3`, exact to 1e-7 for the scales that are accepted, up to 4
-    (where the density is uniform to 1e-3). Source: Mardia and Jupp, Directional Statistics (2000),
-    section 3.5.7.
+    (where the density is uniform to 1e-3). Source: Mardia and Jupp (2000), "Directional
+    Statistics".
 
     Args:
         loc: :math:`\mu` in rad, any real.
@@ -152,7 +152,7 @@ class StratifiedCategorical(TorchDistribution):
     one batch are stratified: component k comes :math:`\lfloor n p_k \rfloor` or
     :math:`\lceil n p_k \rceil` times among n, so that no component is missed by chance. The order
     is random. Source: Douc and Cappe (2005), "Comparison of resampling schemes for particle
-    filtering", section 2.4.
+    filtering".
 
     Args:
         probs: :math:`p_k`, shape ``(n_components,)``.

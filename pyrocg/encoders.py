@@ -18,8 +18,8 @@ __all__ = ["BasinPartition", "GaussianEncoder", "MixtureEncoder", "PartitionEnco
 class GaussianEncoder(nn.Module):
     r"""The paper's encoder, :math:`r(z|u) = N(z \mid \mu(u), \mathrm{diag}\,\sigma^2)`.
 
-    Circular coordinates enter as (cos, sin). The defaults are the paper's settings.
-    Source: Schöberl, Zabaras and Koutsourelakis (2020), arXiv:2002.10148, equation 22.
+    Circular coordinates enter as (cos, sin). :meth:`paper` gives the settings of the paper.
+    Source: Schöberl, Zabaras and Koutsourelakis (2020), arXiv:2002.10148.
 
     Args:
         circular: which coordinates are circular, shape ``(n_coordinates,)``.
@@ -28,6 +28,12 @@ class GaussianEncoder(nn.Module):
         activations: their activations.
         variance: "constant", one learned vector, or "network", a function of u.
         initial_log_variance: where the log variances start.
+
+    Example:
+        >>> import torch
+        >>> encoder = GaussianEncoder(torch.tensor([False, True]), latent_dim=1)
+        >>> encoder(torch.zeros(5, 2)).batch_shape
+        torch.Size([5])
     """
 
     def __init__(
@@ -46,6 +52,37 @@ class GaussianEncoder(nn.Module):
             variance, self.features.n_features, hidden, latent_dim, activations
         )
         self.initial_log_variance = initial_log_variance
+
+    @classmethod
+    def paper(cls, circular: Tensor, latent_dim: int, system: str) -> GaussianEncoder:
+        """Build it in the sizes of the paper's experiments, from the authors' code.
+
+        "double-well": 100-100-100 (SELU, tanh, tanh), the variance a network of the same shape.
+        "alanine-dipeptide": 150-150-150 (SELU, SELU, log-sigmoid), constant log variances that
+        start at -1.
+
+        Args:
+            circular: which coordinates are circular, shape ``(n_coordinates,)``.
+            latent_dim: dimension of z; the paper has 1 and 2.
+            system: "double-well" or "alanine-dipeptide".
+
+        Raises:
+            ValueError: the paper has no such system.
+
+        Example:
+            >>> import torch
+            >>> circular = torch.zeros(60, dtype=torch.bool)
+            >>> encoder = GaussianEncoder.paper(circular, 2, "alanine-dipeptide")
+            >>> sum(p.numel() for p in encoder.mean.parameters())
+            54752
+        """
+        if system == "double-well":
+            activations = (nn.SELU, nn.Tanh, nn.Tanh)
+            return cls(circular, latent_dim, (100, 100, 100), activations, "network", 0.0)
+        if system == "alanine-dipeptide":
+            activations = (nn.SELU, nn.SELU, nn.LogSigmoid)
+            return cls(circular, latent_dim, (150, 150, 150), activations, "constant", -1.0)
+        raise ValueError(f'expected "double-well" or "alanine-dipeptide", got {system!r}')
 
     def forward(self, u: Tensor) -> TorchDistributionMixin:
         """Return r(z|u) for u of shape ``(..., n_coordinates)``."""

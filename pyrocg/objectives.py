@@ -23,7 +23,8 @@ class PathGradientELBO(Trace_ELBO):
 
     whose expectation is zero: the gradient stays unbiased, and its noise vanishes where the guide
     matches the target. The density of the guide is evaluated a second time, with its parameters
-    held fixed, at the values drawn. Source: Roeder, Wu and Duvenaud (2017), equation 8.
+    held fixed, at the values drawn. Source: Roeder, Wu and Duvenaud (2017), "Sticking the landing:
+    simple, lower-variance gradient estimators for variational inference".
 
     The guide must be a module and reparametrised, but for sites without parameters.
 

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["CappedEnergy", "Energy"]
+if TYPE_CHECKING:
+    from pyrocg.molecules import Molecule
+
+__all__ = ["CappedEnergy", "Energy", "names_of_atoms"]
 
 
 class Energy(nn.Module, ABC):
@@ -16,18 +20,26 @@ class Energy(nn.Module, ABC):
 
     A subclass implements :meth:`_energy` for a flat batch; the base class checks shapes and
     dtypes, folds the batch dimensions, counts the evaluated configurations in :attr:`calls`
-    and the non-finite energies among them in :attr:`nonfinite`.
+    and the non-finite energies among them in :attr:`nonfinite`, see :meth:`report`.
 
     Args:
         event_shape: shape of one configuration, ``(n_atoms, 3)`` for a molecule (nm) or
             ``(dim,)`` for a toy potential.
+        atom_names: what :meth:`report` calls the atoms of a molecule.
+
+    Attributes:
+        engine_reason: why this class evaluates the molecule, where that was chosen for the user.
     """
 
-    def __init__(self, event_shape: Sequence[int]) -> None:
+    engine_reason: str = ""
+
+    def __init__(self, event_shape: Sequence[int], atom_names: Sequence[str] = ()) -> None:
         super().__init__()
         self.event_shape = torch.Size(event_shape)
+        self.atom_names = list(atom_names)
         self.calls = 0
         self._nonfinite: Tensor | int = 0
+        self._offender: Tensor | None = None
 
     @abstractmethod
     def _energy(self, x: Tensor) -> Tensor:
@@ -57,15 +69,56 @@ class Energy(nn.Module, ABC):
             raise ValueError(
                 f"expected at least one configuration, got a batch of shape {tuple(batch_shape)}"
             )
-        energy = self._energy(x.reshape(-1, *self.event_shape))
-        self.calls += batch_shape.numel()
-        self._nonfinite = self._nonfinite + (~torch.isfinite(energy.detach())).sum()
+        batch = x.reshape(-1, *self.event_shape)
+        energy = self._energy(batch)
+        self.calls += len(batch)
+        self._note_nonfinite(~torch.isfinite(energy.detach()), batch.detach())
         return energy.reshape(batch_shape)
+
+    def _note_nonfinite(self, broken: Tensor, x: Tensor) -> None:
+        """Count the broken configurations of a batch and keep the last of them."""
+        self._nonfinite = self._nonfinite + broken.sum()
+        if x.device.type == "cpu":
+            if bool(broken.any()):
+                self._offender = x[int(broken.nonzero()[-1])].clone()
+            return
+        # without a branch, for which the host would wait for the device
+        last = (broken * torch.arange(1, len(x) + 1, device=x.device)).argmax()
+        found = x.index_select(0, last.reshape(1))[0]
+        before = found if self._offender is None else self._offender.to(x)
+        self._offender = torch.where(broken.any(), found, before)
 
     @property
     def nonfinite(self) -> int:
         """How many of the evaluated energies were infinite or NaN."""
         return int(self._nonfinite)
+
+    def report(self) -> str:
+        """Return one line on the non-finite energies so far, with the closest atoms of the latest.
+
+        Empty if every energy was finite.
+        """
+        if self.nonfinite == 0:
+            return ""
+        count = f"{self.nonfinite:,} of {self.calls:,} energies were not finite"
+        if self._offender is None or self.event_shape[:-1].numel() < 2:  # no pair of atoms
+            return count
+        return f"{count}; in the latest, {self._closest(self._offender.double().cpu())}"
+
+    def _closest(self, x: Tensor) -> str:
+        """What is wrong with a configuration ``(n_atoms, 3)``."""
+        broken = (~torch.isfinite(x).all(-1)).nonzero()
+        if len(broken):
+            return f"the position of {self._atom(int(broken[0]))} is not finite"
+        distance = torch.linalg.vector_norm(x[:, None] - x, dim=-1).fill_diagonal_(torch.inf)
+        i, j = divmod(int(distance.argmin()), len(x))
+        return (
+            f"the closest atoms are {self._atom(i)} and {self._atom(j)}, "
+            f"{float(distance[i, j]):.4g} nm apart"
+        )
+
+    def _atom(self, i: int) -> str:
+        return f"{self.atom_names[i]} (index {i})" if self.atom_names else f"atom {i}"
 
     @property
     def exact(self) -> Energy:
@@ -116,6 +169,15 @@ class CappedEnergy(Energy):
         capped = torch.where(excess > 0, self.cap + self.softness * torch.log1p(excess), energy)
         return torch.where(finite, capped.clamp(max=self.ceiling), self.ceiling)
 
+    def report(self) -> str:
+        """Return that of the energy inside; the capped one is always finite."""
+        return self.energy.report()
+
     @property
     def exact(self) -> Energy:
         return self.energy.exact
+
+
+def names_of_atoms(molecule: Molecule) -> list[str]:
+    """Return residue and name of each atom, such as ``ALA2:CA``."""
+    return [f"{a.residue.name}{a.residue.id}:{a.name}" for a in molecule.topology.atoms()]

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyrocg.energies.abstract import Energy
+from pyrocg.energies.abstract import Energy, names_of_atoms
 from pyrocg.energies.contexts import BatchContext, ContextSetup
 from pyrocg.energies.conversion import UnsupportedForceError, terms_of
 from pyrocg.energies.program import Program
@@ -40,7 +40,7 @@ class CompiledEnergy(Energy):
     copies of the molecule's structure.
 
     Args:
-        molecule: what to evaluate; its ``system`` is read once.
+        molecule: what to evaluate; its ``system`` and ``topology`` are read once.
         dtype: precision to compute in, ``torch.float32`` or ``torch.float64``; None takes that of
             the positions (float32 for lower ones).
         compile: whether to compile; without, a call costs 5 to 10 times as much.
@@ -66,7 +66,7 @@ class CompiledEnergy(Energy):
     ) -> None:
         if dtype not in (None, torch.float32, torch.float64):
             raise ValueError(f"expected dtype float32, float64 or None, got {dtype}")
-        super().__init__((molecule.system.getNumParticles(), 3))
+        super().__init__((molecule.system.getNumParticles(), 3), names_of_atoms(molecule))
         self.dtype = dtype
         self.compile = bool(compile)
         self._potential = Potential.of(terms_of(molecule.system), self.n_atoms)

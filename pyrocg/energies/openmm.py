@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyrocg.energies.abstract import Energy
+from pyrocg.energies.abstract import Energy, names_of_atoms
 from pyrocg.energies.contexts import ContextPool, ContextSetup
 
 if TYPE_CHECKING:
@@ -70,21 +70,19 @@ class OpenMMEnergy(Energy):
 
         system = molecule.system
         n_atoms = system.getNumParticles()
-        super().__init__((n_atoms, 3))
+        super().__init__((n_atoms, 3), names_of_atoms(molecule))
         if any(system.isVirtualSite(i) for i in range(n_atoms)):
             raise ValueError("expected a System without virtual sites, got some; use real atoms")
         if workers is not None and workers < 1:
             raise ValueError(f"expected workers >= 1, got {workers}")
         self.platform = choose_platform(system, platform)
         self.workers = _default_workers(self.platform) if workers is None else int(workers)
-        self.atom_names = _atom_names(molecule)
         self._setup = ContextSetup(
             openmm.XmlSerializer.serialize(system),
             self.platform,
             _properties(self.platform),
         )
         self._pool: ContextPool | None = None
-        self._offender: np.ndarray | None = None
 
     @property
     def n_atoms(self) -> int:
@@ -93,9 +91,7 @@ class OpenMMEnergy(Energy):
 
     def _energy(self, x: Tensor) -> Tensor:
         with_forces = torch.is_grad_enabled() and x.requires_grad
-        energy = _EnergyFunction.apply(x, self._evaluate, with_forces)
-        self._remember_offender(energy, x)
-        return energy
+        return _EnergyFunction.apply(x, self._evaluate, with_forces)
 
     def energy_and_forces(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return energies ``(...)`` and forces ``(..., n_atoms, 3)`` of positions, without torch.
@@ -109,26 +105,6 @@ class OpenMMEnergy(Energy):
         (gradient,) = torch.autograd.grad(energies.sum(), positions)
         return energies.detach().numpy(), -gradient.numpy()
 
-    def report(self) -> str:
-        """Return one line on the non-finite energies so far, with the latest closest atoms.
-
-        Empty if every energy was finite.
-        """
-        if self._offender is None:
-            return ""
-        count = f"{self.nonfinite} of {self.calls} energies were not finite; in the latest, "
-        broken = np.flatnonzero(~np.isfinite(self._offender).all(axis=1))
-        if broken.size:
-            i = int(broken[0])
-            return f"{count}the position of {self.atom_names[i]} (index {i}) is not finite"
-        offset = self._offender[:, None] - self._offender[None]
-        distance = np.linalg.norm(offset, axis=-1) + np.diag(np.full(self.n_atoms, np.inf))
-        i, j = (int(k) for k in np.unravel_index(np.argmin(distance), distance.shape))
-        return (
-            f"{count}the closest atoms are {self.atom_names[i]} (index {i}) and "
-            f"{self.atom_names[j]} (index {j}), {distance[i, j]:.4g} nm apart"
-        )
-
     def _evaluate(self, x: np.ndarray, forces: bool) -> tuple[np.ndarray, np.ndarray | None]:
         if self._pool is not None and self._pool.owner != os.getpid():
             _INHERITED.append(self._pool)
@@ -136,11 +112,6 @@ class OpenMMEnergy(Energy):
         if self._pool is None:
             self._pool = ContextPool(self._setup, self.workers)
         return self._pool.evaluate(x, forces)
-
-    def _remember_offender(self, energy: Tensor, x: Tensor) -> None:
-        broken = (~torch.isfinite(energy.detach())).nonzero()
-        if len(broken):
-            self._offender = x.detach()[broken[-1, 0]].double().cpu().numpy()
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_pool": None}  # Contexts and processes are made anew
@@ -252,7 +223,3 @@ def _properties(platform: str) -> dict[str, str]:
     known = openmm.Platform.getPlatformByName(platform).getPropertyNames()
     wanted = {"DeterministicForces": "true", "Precision": "mixed", "Threads": "1"}
     return {name: value for name, value in wanted.items() if name in known}
-
-
-def _atom_names(molecule: Molecule) -> list[str]:
-    return [f"{a.residue.name}{a.residue.id}:{a.name}" for a in molecule.topology.atoms()]
