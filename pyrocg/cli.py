@@ -104,7 +104,7 @@ def _resume(args: argparse.Namespace) -> None:
 def _predict_command(args: argparse.Namespace) -> None:
     started = time.monotonic()
     with _input():
-        from pyrocg.runfolder import plain, write_trajectory
+        from pyrocg.runfolder import plain
 
         folder, config, system = _opened(args.folder, _given(args))
         if args.trajectory is not None:
@@ -112,8 +112,8 @@ def _predict_command(args: argparse.Namespace) -> None:
     prediction, summary = _predict(folder, config, system, args.quiet, not args.plain)
     folder.write_prediction(prediction, summary, config.run.save_samples)
     if args.trajectory is not None:
-        for path in write_trajectory(prediction, Path(args.trajectory), system):
-            _note(f"wrote {path}")
+        weights = prediction.save_trajectory(args.trajectory, system.molecule)
+        _note(f"wrote {args.trajectory} and {weights}")
     if args.json:
         print(json.dumps(plain(summary)))
     else:
@@ -161,32 +161,58 @@ def _train(folder: RunFolder, config: Config, system: System, quiet: bool) -> No
     from pyrocg.system import build_schedule
     from pyrocg.training import fit
 
-    resumable = f"continue by `pyrocg resume {folder.path}`"
-    with _deferred_interrupt(resumable) as interrupted:
-        model, basin_calls = _model(folder, config, system)
+    with (
+        _advice_when_interrupted(f"continue by `pyrocg resume {folder.path}`"),
+        _nonfinite_reported(system),
+    ):
+        engine, timing_calls = _engine(config, system, quiet)
+        model, basin_calls = _model(folder, config, system, progress=not quiet)
         if not quiet and basin_calls:
-            _note(f"{basin_calls} energy calls for the basins; training {config.fit.steps} steps")
+            _note(f"{basin_calls:,} energy calls for the basins; training {config.fit.steps} steps")
         given = {k: v for k, v in vars(config.fit).items() if k not in ("steps", "num_samples")}
-        result = fit(
-            model,
-            config.fit.steps,
-            config.fit.num_samples,
-            schedule=build_schedule(config.schedule),
-            checkpoint=folder.checkpoint,
-            progress=not quiet,
-            interrupted=interrupted,
-            **given,
-        )
-    folder.write_history(result, {"basins": basin_calls, "training": result.energy_calls})
+        with _deferred_interrupt() as interrupted:
+            result = fit(
+                model,
+                config.fit.steps,
+                config.fit.num_samples,
+                schedule=build_schedule(config.schedule),
+                checkpoint=folder.checkpoint,
+                progress=not quiet,
+                interrupted=interrupted,
+                **given,
+            )
+    calls = {"timing": timing_calls} if timing_calls else {}
+    calls |= {"basins": basin_calls, "training": result.energy_calls}
+    folder.write_history(result, calls, engine)
 
 
-def _model(folder: RunFolder, config: Config, system: System) -> tuple[CoarseGrainedModel, int]:
+def _engine(config: Config, system: System, quiet: bool) -> tuple[dict[str, Any], int]:
+    """What computes the energies, how fast, and the energy calls that timing it took."""
+    from pyrocg.system import engine_of, measure_speed
+
+    energy, engine = system.target.energy.exact, engine_of(system)
+    if quiet or system.molecule is None:
+        return engine, 0
+    _note(f"energies by {engine['name']}: {engine['reason']}")
+    _note("timing them; if they are to be compiled first, that takes up to a minute")
+    before = energy.calls
+    speed = measure_speed(config, system)
+    _note(
+        f"{speed.rate:,.0f} configurations/s: at least {speed.minutes:.1f} min for the energies of "
+        f"{config.fit.steps} steps"
+    )
+    return engine | {"configurations_per_second": speed.rate}, energy.calls - before
+
+
+def _model(
+    folder: RunFolder, config: Config, system: System, progress: bool = False
+) -> tuple[CoarseGrainedModel, int]:
     """The untrained model, and the energy calls that its basins took."""
-    from pyrocg.system import build_model, find_basins
+    from pyrocg.system import build_basins, build_model
 
     if config.model.kind != "basins":
         return build_model(config, system, None), 0
-    basins = folder.basins(lambda: find_basins(config, system))
+    basins = folder.basins(lambda: build_basins(config, system, progress))
     return build_model(config, system, basins), basins.energy_calls
 
 
@@ -196,6 +222,7 @@ def _predict(
     from pyrocg.analysis import total_variation
     from pyrocg.checkpoint import load_state
     from pyrocg.prediction import predict
+    from pyrocg.system import engine_of
 
     with _input():
         state = load_state(folder.checkpoint)
@@ -204,28 +231,23 @@ def _predict(
     model, basin_calls = _model(folder, config, system)
     model.load_state_dict(state["model" if config.predict.state == "last" else "best"])
     started = time.monotonic()
-    prediction = predict(
-        model,
-        system.observables,
-        config.predict.num_samples,
-        level=config.predict.level,
-        seed=config.predict.seed,
-        progress=not quiet,
-    )
+    given = {k: v for k, v in vars(config.predict).items() if k != "state"}
+    with _nonfinite_reported(system):
+        prediction = predict(model, system.observables, progress=not quiet, **given)
     summary = prediction.summary(corrected)
     counters = state["counters"]
-    calls = {
-        "basins": basin_calls,
-        "training": counters["energy_calls"],
-        "prediction": prediction.energy_calls,
-    }
+    calls = {"basins": basin_calls, "training": counters["energy_calls"]}
+    if folder.is_trained:
+        calls = folder.history()["energy_calls"]
+    calls["prediction"] = prediction.energy_calls
     seconds = {"training": counters["seconds"], "prediction": time.monotonic() - started}
     summary |= {"energy_calls": sum(calls.values()), "energy_calls_split": calls}
     if system.reference is not None and system.reference.phi_psi is not None:
         counts = system.reference.phi_psi
         found = prediction.histogram("phi", "psi", bins=len(counts), corrected=corrected)
         summary["ramachandran_tv"] = total_variation(found.density, counts)
-    return prediction, {"system": config.system.kind, **summary, "seconds": seconds}
+    first = {"system": config.system.kind, "engine": engine_of(system)}
+    return prediction, {**first, **summary, "seconds": seconds}
 
 
 def _draw(folder: RunFolder, system: System) -> list[Path]:
@@ -375,15 +397,17 @@ def _add_options(
 
 
 def _add_option(group: Any, option: Option, in_prediction: bool = False) -> None:
-    flag = option.key.replace("_", "-") if in_prediction else option.flag
+    flags = [f"--{option.flag}"]
+    if in_prediction and option.key != option.flag:  # where nothing else has the name
+        flags.append(f"--{option.key.replace('_', '-')}")
     dest = f"{option.section}.{option.key}"
     if option.type is bool:
         action = argparse.BooleanOptionalAction
-        group.add_argument(f"--{flag}", dest=dest, action=action, default=None, help=option.help)
+        group.add_argument(*flags, dest=dest, action=action, default=None, help=option.help)
         return
     metavar = "{" + ",".join(option.limits.get("choices", ())) + "}"
     group.add_argument(
-        f"--{flag}",
+        *flags,
         dest=dest,
         nargs="+" if option.is_list else 1,
         metavar=metavar if "choices" in option.limits else option.key.split("_")[-1].upper(),
@@ -404,7 +428,27 @@ def _input() -> Iterator[None]:
 
 
 @contextmanager
-def _deferred_interrupt(advice: str) -> Iterator[Callable[[], bool]]:
+def _advice_when_interrupted(advice: str) -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(advice) from None
+
+
+@contextmanager
+def _nonfinite_reported(system: System) -> Iterator[None]:
+    """Say which energies were not finite inside, also where it failed, perhaps for them."""
+    energy = system.target.energy.exact
+    before = energy.nonfinite
+    try:
+        yield
+    finally:
+        if energy.nonfinite > before:
+            _note(f"warning: {energy.report()}")
+
+
+@contextmanager
+def _deferred_interrupt() -> Iterator[Callable[[], bool]]:
     """Let the first Ctrl-C wait for the end of a training step; a second one does not wait."""
     asked: list[int] = []
 
@@ -420,8 +464,6 @@ def _deferred_interrupt(advice: str) -> Iterator[Callable[[], bool]]:
         before = None
     try:
         yield lambda: bool(asked)
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(advice) from None
     finally:
         if before is not None:
             signal.signal(signal.SIGINT, before)

@@ -74,7 +74,12 @@ _KINDS: dict[str, dict[str, dict[str, Any]]] = {
             "latent_dim": 2,
             "starts": 128,
             "share": 0.3,
+            "basin_steps": 200,
+            "separation": 0.5,
+            "max_free_energy": 12.0,
             "cover": 0.9,
+            "max_energy": 9.0,
+            "max_basins": 32,
             "concentration": 12.0,
             "n_couplings": 6,
             "hidden": (128, 128),
@@ -108,7 +113,16 @@ _KINDS: dict[str, dict[str, dict[str, Any]]] = {
             "checkpoint_seconds": 30.0,
         }
     },
-    "predict": {"": {"num_samples": 100_000, "level": 0.95, "seed": 0, "state": "last"}},
+    "predict": {
+        "": {
+            "num_samples": 100_000,
+            "level": 0.95,
+            "n_draws": 500,
+            "batch": 5000,
+            "seed": 0,
+            "state": "last",
+        }
+    },
     "run": {"": {"threads": None, "save_samples": False}},
 }
 _FIRST_KIND = {"coordinates": "internal", "model": "basins", "schedule": "fixed"}
@@ -158,9 +172,18 @@ class ModelOptions:
     share: float | None = option(
         "fraction of the basins' variance that z explains at the start", above=0, below=1
     )
+    basin_steps: int | None = option("of each minimisation in the search for basins", low=1)
+    separation: float | None = option("minima closer than this, rad, are one basin", above=0)
+    max_free_energy: float | None = option(
+        "minima so many nats above the lowest are left out", above=0
+    )
     cover: float | None = option(
         "farthest that a populated point is from a basin, rad; 0: minima alone", low=0
     )
+    max_energy: float | None = option(
+        "a point is populated up to so many nats above the lowest minimum", above=0
+    )
+    max_basins: int | None = option("at most so many basins", low=1)
     concentration: float | None = option("sharpness of the partition into basins", above=0)
     n_couplings: int | None = option("coupling layers of the decoder", low=1)
     n_modes: int | None = option("Gaussians of the encoder", low=1)
@@ -205,6 +228,8 @@ class PredictOptions:
 
     num_samples: int = option("samples to predict from", "predict-samples", low=1)
     level: float = option("probability that an interval holds", above=0, below=1)
+    n_draws: int = option("bootstrap draws behind each interval", "predict-draws", low=2)
+    batch: int = option("samples drawn at a time", "predict-batch", low=1)
     seed: int = option("of the samples", "predict-seed", low=0)
     state: str = option("of the training", choices=("last", "best"))
 

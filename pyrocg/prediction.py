@@ -78,7 +78,8 @@ class Prediction:
     """What :func:`predict` returns.
 
     Attributes:
-        positions: configurations, shape ``(n, *event_shape)``, nm for molecules.
+        positions: configurations, shape ``(n, *event_shape)``, nm for molecules; empty if it was
+            read back from a run folder without them.
         latents: latent sites by name, shape ``(n, ...)`` each.
         log_weights: log importance weights for the Boltzmann density, shape ``(n,)``; minus
             infinity where the energy is not finite.
@@ -293,9 +294,17 @@ class Prediction:
 
         Returns:
             The file of the weights (mean 1, importance-corrected), ``<name>.weights.txt``.
+
+        Raises:
+            ValueError: the prediction has no positions.
         """
         import mdtraj
 
+        if len(self.positions) != len(self.log_weights):
+            raise ValueError(
+                "expected the positions of the samples, got a prediction that was saved without "
+                "them; predict again with save_samples"
+            )
         path = Path(path)
         weights = path.with_suffix(".weights.txt")
         header = "importance weight of each frame, mean 1"

@@ -17,10 +17,10 @@ import pyro.distributions as dist
 import torch
 from pyro.distributions import transforms
 from pyro.distributions.torch_distribution import TorchDistributionMixin
-from pyro.nn import DenseNN
 from torch import Tensor, nn
 
 from pyrocg.distributions import StratifiedCategorical
+from pyrocg.networks import MLP
 
 __all__ = [
     "DistributionPrior",
@@ -115,7 +115,6 @@ class FlowPrior(nn.Module):
         latent_dim: dimension of z.
         n_couplings: number of coupling layers; two reach every coordinate.
         hidden: sizes of the hidden layers of each coupling.
-        n_bins: segments of each spline.
 
     Example:
         >>> import torch
@@ -132,18 +131,17 @@ class FlowPrior(nn.Module):
         latent_dim: int,
         n_couplings: int = 4,
         hidden: Sequence[int] = (32, 32),
-        n_bins: int = 8,
     ) -> None:
         super().__init__()
         self.register_buffer("loc", torch.zeros(latent_dim), persistent=False)
         self.register_buffer("reversal", torch.arange(latent_dim).flip(0), persistent=False)
-        self.spline = transforms.Spline(latent_dim, n_bins, _BOUND)
+        self.spline = transforms.Spline(latent_dim, _BINS, _BOUND)
         with torch.no_grad():
             for parameter in self.spline.parameters():
                 parameter.zero_()
             self.spline.unnormalized_derivatives.fill_(_UNIT_SLOPE)
         self.couplings = nn.ModuleList(
-            _spline_coupling(latent_dim, hidden, n_bins)
+            _spline_coupling(latent_dim, hidden)
             for _ in range(n_couplings if latent_dim > 1 else 0)
         )
 
@@ -157,20 +155,31 @@ class FlowPrior(nn.Module):
         return dist.TransformedDistribution(base, parts)
 
 
-_BOUND = 5.0
+_BOUND, _BINS = 5.0, 8
 _UNIT_SLOPE = math.log(math.expm1(1.0 - 1e-3))  # softplus of it, plus Pyro's 1e-3, is 1
 
 
-def _spline_coupling(dim: int, hidden: Sequence[int], n_bins: int) -> nn.Module:
+def _spline_coupling(dim: int, hidden: Sequence[int]) -> nn.Module:
     """Build a coupling that is the identity."""
     kept = dim // 2
-    sizes = [(dim - kept) * n for n in (n_bins, n_bins, n_bins - 1, n_bins)]
-    network = DenseNN(kept, list(hidden), sizes, nonlinearity=nn.SiLU())
-    widths_heights_slopes = [torch.full((n,), v) for n, v in zip(sizes, (0, 0, _UNIT_SLOPE, 0))]
-    with torch.no_grad():
-        network.layers[-1].weight.zero_()
-        network.layers[-1].bias.copy_(torch.cat(widths_heights_slopes))
-    return transforms.SplineCoupling(dim, kept, network, n_bins, _BOUND, identity=True)
+    network = _SplineShapes(kept, hidden, dim - kept)
+    coupling = transforms.SplineCoupling(dim, kept, network, _BINS, _BOUND, identity=True)
+    coupling.lower_spline = None  # of the kept half, unused: it would be a parameter without use
+    return coupling
+
+
+class _SplineShapes(nn.Module):
+    """Widths, heights, slopes and divisions of splines, bounded so that no bin degenerates."""
+
+    def __init__(self, n_in: int, hidden: Sequence[int], n_splines: int) -> None:
+        super().__init__()
+        self.sizes = [n_splines * n for n in (_BINS, _BINS, _BINS - 1, _BINS)]
+        self.network = MLP(n_in, hidden, sum(self.sizes), zero_output=True)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        shapes = 2.0 * torch.tanh(0.5 * self.network(x))
+        widths, heights, slopes, divisions = shapes.split(self.sizes, dim=-1)
+        return widths, heights, _UNIT_SLOPE + slopes, divisions
 
 
 class DistributionPrior(nn.Module):
@@ -192,9 +201,14 @@ class DistributionPrior(nn.Module):
                 f"event shape {tuple(distribution.event_shape)} and batch shape "
                 f"{tuple(distribution.batch_shape)}; declare dimensions with .to_event(1)"
             )
-        tensors: list[Tensor] = []
-        _map_tensors(distribution, lambda tensor: tensors.append(tensor) or tensor)
-        if any(tensor.requires_grad for tensor in tensors):
+        learned = []
+
+        def note(tensor: Tensor) -> Tensor:
+            learned.append(tensor.requires_grad)
+            return tensor
+
+        _map_tensors(distribution, note)
+        if any(learned):
             raise ValueError(
                 "expected a fixed distribution, got tensors that require gradients, which would "
                 "not be trained; write a module whose call returns the distribution, or a Pyro "
@@ -211,20 +225,25 @@ class DistributionPrior(nn.Module):
         return super()._apply(fn, recurse)
 
 
-def _map_tensors(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
+def _map_tensors(
+    value: Any, function: Callable[[Tensor], Tensor], seen: dict[int, Any] | None = None
+) -> Any:
     """Return a distribution with a function applied to all its tensors."""
+    seen = {} if seen is None else seen
     if isinstance(value, Tensor):
         return function(value)
     if isinstance(value, weakref.ref):  # of a transform to its inverse
         return None
     if type(value) in (list, tuple):
-        return type(value)(_map_tensors(item, function) for item in value)
+        return type(value)(_map_tensors(item, function, seen) for item in value)
     if isinstance(value, dict):
-        return type(value)((key, _map_tensors(item, function)) for key, item in value.items())
+        items = value.items()
+        return type(value)((key, _map_tensors(item, function, seen)) for key, item in items)
     if isinstance(value, (torch.distributions.Distribution, transforms.Transform, nn.Module)):
-        new = copy.copy(value)
-        new.__dict__.update(_map_tensors(vars(value), function))
-        return new
+        if id(value) not in seen:  # a transform and its inverse refer to each other
+            seen[id(value)] = new = copy.copy(value)
+            new.__dict__.update(_map_tensors(vars(value), function, seen))
+        return seen[id(value)]
     return value
 
 

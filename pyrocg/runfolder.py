@@ -6,9 +6,9 @@ import csv
 import io
 import json
 import math
-import os
 import tempfile
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,10 +21,9 @@ from pyrocg.checkpoint import load_state, save_state, write_atomically
 from pyrocg.config import Config, read_toml, resolve, to_toml
 from pyrocg.observables import Observable
 from pyrocg.prediction import Prediction
-from pyrocg.system import System
 from pyrocg.training import FitResult
 
-__all__ = ["RunFolder", "plain", "write_trajectory"]
+__all__ = ["RunFolder", "plain"]
 
 _SCALARS = (
     "level",
@@ -59,11 +58,19 @@ class RunFolder:
 
         Raises:
             FileExistsError: the folder has a run.
+            OSError: the options cannot be written; no folder is left that was not there.
         """
         cls.check_free(path)
         folder = cls(Path(path))
-        folder.path.mkdir(parents=True, exist_ok=True)
-        folder._write(folder.config_file, to_toml(config))
+        made = [p for p in (folder.path, *folder.path.parents) if not p.exists()]
+        try:
+            folder.path.mkdir(parents=True, exist_ok=True)
+            folder._write(folder.config_file, to_toml(config))
+        except BaseException:
+            with suppress(OSError):
+                for each in made:
+                    each.rmdir()
+            raise
         return folder
 
     @classmethod
@@ -125,7 +132,9 @@ class RunFolder:
         save_state(file, vars(basins))
         return basins
 
-    def write_history(self, result: FitResult, energy_calls: dict[str, int]) -> None:
+    def write_history(
+        self, result: FitResult, energy_calls: dict[str, int], engine: dict[str, Any]
+    ) -> None:
         """Write the course of the training, which says that it has ended."""
         rows = io.StringIO()
         writer = csv.writer(rows, lineterminator="\n")
@@ -140,6 +149,7 @@ class RunFolder:
                 "seconds": result.seconds,
                 "skipped": result.skipped,
                 "best_step": result.best_step,
+                "engine": engine,
                 "energy_calls": energy_calls,
                 "history": result.history,
             },
@@ -164,7 +174,14 @@ class RunFolder:
     def write_prediction(
         self, prediction: Prediction, summary: dict[str, Any], with_samples: bool
     ) -> None:
-        """Write the results, the values and weights of the samples, and maybe their positions."""
+        """Write the results, the values and weights of the samples, and maybe their positions.
+
+        All are written beside the former ones first, which a failure leaves as they were. The
+        summary goes first and comes last, so that it is never beside arrays of another prediction.
+
+        Raises:
+            OSError: they cannot be written; what was there before is untouched.
+        """
         arrays = {
             "log_weights": prediction.log_weights.numpy(),
             "smoothed_log_weights": prediction.smoothed_log_weights.numpy(),
@@ -174,18 +191,31 @@ class RunFolder:
             **{f"latent/{name}": value for name, value in prediction.latents.items()},
             **{f"scalar/{name}": np.asarray(getattr(prediction, name)) for name in _SCALARS},
         }
-        if with_samples:
-            self._write_arrays("samples.npz", {"positions": prediction.positions})
-        self._write_arrays("prediction.npz", arrays)
-        self.write_json("prediction.json", summary)
+        samples = {"positions": prediction.positions} if with_samples else None
+        with tempfile.TemporaryDirectory(dir=self.path, prefix=".prediction.") as beside:
+            new = RunFolder(Path(beside))
+            if samples is not None:
+                new._write_arrays("samples.npz", samples)
+            new._write_arrays("prediction.npz", arrays)
+            new.write_json("prediction.json", summary)
+            for name in ("prediction.json", "samples.npz"):
+                (self.path / name).unlink(missing_ok=True)
+            for name in ("samples.npz", "prediction.npz", "prediction.json"):
+                if (new.path / name).is_file():
+                    (new.path / name).replace(self.path / name)
 
     def prediction(self, observables: Sequence[Observable]) -> Prediction | None:
-        """Read back what :meth:`write_prediction` wrote, without positions; None if nothing."""
+        """Read back what :meth:`write_prediction` wrote; None if nothing.
+
+        Positions are there if they were saved (``run.save_samples``); if not, they are an array of
+        no configurations, of which no trajectory can be written.
+        """
         file = self.path / "prediction.npz"
         if not file.is_file():
             return None
-        with np.load(file) as stored:
-            arrays = {name: stored[name] for name in stored.files}
+        arrays = _read_arrays(file)
+        samples = self.path / "samples.npz"
+        positions = _read_arrays(samples)["positions"] if samples.is_file() else np.zeros((0,))
 
         def group(prefix: str) -> dict[str, Any]:
             n = len(prefix) + 1
@@ -196,7 +226,7 @@ class RunFolder:
             scalars[name] = tuple(scalars[name])
         weights = ("log_weights", "smoothed_log_weights", "plain_log_weights")
         return Prediction(
-            positions=np.zeros((0,)),
+            positions=positions,
             latents=group("latent"),
             energies=arrays["energies"],
             values=group("value"),
@@ -230,17 +260,9 @@ class RunFolder:
         return json.loads(file.read_text())
 
 
-def write_trajectory(prediction: Prediction, path: Path, system: System) -> tuple[Path, Path]:
-    """Write the configurations of a prediction, and their weights beside them.
-
-    Both are written next to their places first, so that neither is ever half there.
-    """
-    assert system.molecule is not None
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
-        weights = prediction.save_trajectory(Path(folder) / path.name, system.molecule)
-        os.replace(Path(folder) / path.name, path)
-        os.replace(weights, path.parent / weights.name)
-    return path, path.parent / weights.name
+def _read_arrays(file: Path) -> dict[str, Any]:
+    with np.load(file) as stored:
+        return {name: stored[name] for name in stored.files}
 
 
 def plain(value: Any) -> Any:

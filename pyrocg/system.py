@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -13,8 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pyrocg import basins as search
-from pyrocg.basins import Basins
+from pyrocg.basins import Basins, find_basins
 from pyrocg.cgmodel import CoarseGrainedModel
 from pyrocg.config import Config, ModelOptions, ScheduleOptions, SystemOptions
 from pyrocg.coordinates import (
@@ -43,11 +43,14 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Reference",
+    "Speed",
     "System",
+    "build_basins",
     "build_model",
     "build_schedule",
     "build_system",
-    "find_basins",
+    "engine_of",
+    "measure_speed",
 ]
 
 
@@ -107,18 +110,67 @@ def build_system(config: Config) -> System:
     )
 
 
-def find_basins(config: Config, system: System) -> Basins:
+@dataclass(frozen=True)
+class Speed:
+    """How fast energies and forces are evaluated.
+
+    Attributes:
+        rate: configurations in a second.
+        minutes: what the energies alone of a training will take.
+    """
+
+    rate: float
+    minutes: float
+
+
+def engine_of(system: System) -> dict[str, Any]:
+    """Return the name of what computes the energies and why it was chosen, as plain values."""
+    energy = system.target.energy.exact
+    return {"name": type(energy).__name__, "reason": energy.engine_reason}
+
+
+def measure_speed(config: Config, system: System) -> Speed:
+    """Time energies and forces of up to five batches as large as in training.
+
+    The batches are copies of the reference configuration and count in :attr:`Energy.calls`; the
+    first call is left out of the time.
+    """
+    n = config.fit.num_samples
+    with torch.no_grad():
+        x, _ = system.coordinates(system.coordinates.origin.expand(n, -1))
+    batch = x.detach().clone().requires_grad_()
+
+    def evaluate() -> None:
+        torch.autograd.grad(system.target.energy(batch).sum(), batch)
+
+    evaluate()  # compiles, or starts the workers
+    started, done = time.perf_counter(), 0
+    while done < 5 * n and (done == 0 or time.perf_counter() - started < 1.0):
+        evaluate()
+        done += n
+    rate = done / (time.perf_counter() - started)
+    return Speed(rate, config.fit.steps * n / rate / 60)
+
+
+def build_basins(config: Config, system: System, progress: bool = False) -> Basins:
     """Find the basins that the model has a component for each of."""
     options = config.model
-    assert options.starts is not None
-    assert options.concentration is not None
-    return search.find_basins(
+    given = _present(
+        starts=options.starts,
+        steps=options.basin_steps,
+        separation=options.separation,
+        max_free_energy=options.max_free_energy,
+        max_energy=options.max_energy,
+        max_basins=options.max_basins,
+        concentration=options.concentration,
+    )
+    return find_basins(
         system.target,
         system.coordinates,
-        starts=options.starts,
         cover=options.cover or None,
-        concentration=options.concentration,
         seed=config.fit.seed,
+        progress=progress,
+        **given,
     )
 
 
@@ -192,7 +244,9 @@ def _energy(molecule: Molecule, options: SystemOptions) -> Energy:
     if options.engine == "openmm":
         from pyrocg.energies.openmm import OpenMMEnergy
 
-        return OpenMMEnergy(molecule, options.platform, options.workers)
+        energy = OpenMMEnergy(molecule, options.platform, options.workers)
+        energy.engine_reason = "asked for"
+        return energy
     from pyrocg.energies.compiled import molecular_energy
 
     return molecular_energy(molecule, options.engine or "auto")

@@ -7,13 +7,14 @@ samples drawn at t.
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from pyrocg.weights import log_mean_exp
 
 __all__ = [
     "AdaptiveSchedule",
@@ -85,7 +86,7 @@ def kl_from_weights(log_weights: Tensor) -> Tensor:
         >>> kl_from_weights(torch.full((5,), 3.0)).item()
         0.0
     """
-    return torch.logsumexp(log_weights, 0) - math.log(len(log_weights)) - log_weights.mean()
+    return log_mean_exp(log_weights) - log_weights.mean()
 
 
 def conditional_ess(reduced_energy: Tensor, log_weights: Tensor, delta: float) -> Tensor:

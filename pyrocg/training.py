@@ -280,9 +280,11 @@ class _Run:
         else:
             c.skipped, c.skipped_in_a_row = c.skipped + 1, c.skipped_in_a_row + 1
             if c.skipped_in_a_row >= _MAX_SKIPPED_IN_A_ROW:
+                report = self.model.target.energy.exact.report()
                 raise FloatingPointError(
                     f"expected finite losses, got none in {_MAX_SKIPPED_IN_A_ROW} steps in a row; "
                     "start from minima, begin at a smaller t, or wrap the energy in CappedEnergy"
+                    + (f" ({report})" if report else "")
                 )
         self.rates.step()
         c.step += 1

@@ -59,7 +59,8 @@ def component_shares(log_weights: Tensor, component: Tensor, shares: Tensor) -> 
 
     Example:
         >>> import torch
-        >>> component_shares(torch.tensor([0.0, -torch.inf]), torch.tensor([0, 1]), torch.ones(2) / 2)
+        >>> log_w, component = torch.tensor([0.0, -torch.inf]), torch.tensor([0, 1])
+        >>> component_shares(log_w, component, torch.tensor([0.5, 0.5]))
         tensor([1.0000e+00, 1.0000e-06])
     """
     w = torch.softmax(_without_infinite(log_weights), 0)

@@ -34,6 +34,65 @@ def test_calls_and_non_finite_energies_are_counted():
     assert (energy.calls, energy.nonfinite) == (5, 2)
 
 
+def test_a_toy_reports_the_number_of_non_finite_energies():
+    energy = Repulsion()
+    assert energy.report() == ""
+    energy(torch.tensor([[1.0], [0.0], [2.0]]))
+    assert energy.report() == "1 of 3 energies were not finite"
+
+
+class Pairs(Energy):
+    """The sum of all inverse distances."""
+
+    def __init__(self, atom_names=()):
+        super().__init__((3, 3), atom_names)
+
+    def _energy(self, x):
+        i, j = torch.triu_indices(3, 3, 1)
+        return (1 / (x[:, i] - x[:, j]).norm(dim=-1)).sum(-1)
+
+
+def overlapping(i, j):
+    x = torch.arange(9.0).reshape(3, 3).repeat(2, 1, 1)
+    x[0, j] = x[0, i]
+    return x
+
+
+def test_a_molecule_reports_the_closest_atoms_of_the_latest():
+    energy = Pairs(["N", "CA", "C"])
+    energy(overlapping(0, 1))
+    energy(overlapping(1, 2).reshape(1, 2, 3, 3))
+    energy(torch.arange(9.0).reshape(3, 3))
+    assert energy.report() == (
+        "2 of 5 energies were not finite; in the latest, "
+        "the closest atoms are CA (index 1) and C (index 2), 0 nm apart"
+    )
+    energy(torch.full((3, 3), math.nan))
+    assert energy.report().endswith("the position of N (index 0) is not finite")
+
+
+def test_atoms_without_names_are_reported_by_index():
+    energy = Pairs()
+    energy(overlapping(0, 2))
+    assert "the closest atoms are atom 0 and atom 2, 0 nm apart" in energy.report()
+
+
+def test_counting_does_not_wait_for_the_device():
+    """A meta tensor has no values: asking for one raises."""
+    energy, x = Pairs(), overlapping(0, 2).to("meta")
+    energy._note_nonfinite(torch.zeros(2, dtype=torch.bool, device="meta"), x)
+    assert energy._offender.shape == (3, 3)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_reports_like_the_cpu():
+    here, there = Pairs(), Pairs()
+    for x in (overlapping(0, 1), overlapping(1, 2), overlapping(0, 1)[1:]):
+        here(x)
+        there(x.cuda())
+    assert here.report() == there.report() != ""
+
+
 def test_any_batch_shape():
     energy = Harmonic(dim=2)
     assert energy(torch.ones(2)).shape == ()
@@ -96,6 +155,7 @@ def test_cap_counts_and_hands_on():
     cap(torch.tensor([[math.inf], [1.0]]))
     assert (energy.calls, energy.nonfinite, cap.calls, cap.nonfinite) == (2, 1, 2, 0)
     assert cap.exact is energy.exact is energy
+    assert cap.report() == energy.report() == "1 of 2 energies were not finite"
 
 
 def test_cap_refuses_a_softness_of_zero():

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.distributions import MultivariateNormal
 
-from pyrocg.basins import Basins, find_basins
+from pyrocg.basins import Basins, _fill, find_basins
 from pyrocg.coordinates import IdentityCoordinates, InternalCoordinates
 from pyrocg.encoders import BasinPartition
 from pyrocg.energies.abstract import CappedEnergy
@@ -66,8 +66,27 @@ def test_a_start_on_a_saddle_is_not_a_basin():
 
 def test_high_and_surplus_basins_are_left_out():
     assert len(toy_basins(DoubleWell(), max_free_energy=1.0)) == 1
-    assert len(toy_basins(DoubleWell(), max_basins=1)) == 1
     assert len(toy_basins(DoubleWell(), separation=6.0)) == 1
+    with pytest.warns(UserWarning, match=r"1 of 2 minima were left out.*max_basins is 1; raise it"):
+        assert len(toy_basins(DoubleWell(), max_basins=1)) == 1
+
+
+def test_a_point_that_newton_has_not_brought_down_is_not_a_basin():
+    """From 100, twelve Newton steps of at most 0.5 do not reach the minimum at 0."""
+    with pytest.raises(ValueError, match="expected minima from 1 starts, got none"):
+        toy_basins(Harmonic(2), starts=torch.full((1, 2), 100.0), steps=1)
+    near = toy_basins(Harmonic(2), starts=torch.full((1, 2), 4.0), steps=1)
+    assert near.u.abs().max() < 1e-6
+
+
+def test_progress_is_shown_only_when_asked_for(capsys):
+    toy_basins(DoubleWell(), starts=8, steps=5)
+    assert capsys.readouterr().err == ""
+    toy_basins(DoubleWell(), starts=8, steps=100, progress=True)
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    for stage in ("relaxing", "minima", "components"):
+        assert f"basins, {stage}" in captured.err
 
 
 @pytest.fixture(scope="module")
@@ -103,6 +122,14 @@ def test_further_centres_fill_the_gaps(ala2):
     gaps = turned(centres[:, None] - centres).norm(dim=-1).fill_diagonal_(360)
     assert len(centres) > basins.n_minima
     assert gaps[basins.n_minima :].min() > math.degrees(0.9)
+
+
+def test_gaps_left_by_max_basins_are_warned_of():
+    points, candidates = torch.zeros(1, 1), torch.tensor([[0.5], [2.0], [-2.0]])
+    filled = _fill(points, candidates, torch.tensor([0]), 0.9, 3)
+    assert filled.flatten().tolist() == [0.0, 2.0, -2.0]
+    with pytest.warns(UserWarning, match=r"1 of 3 populated points.*up to 2\.00 rad.*raise it"):
+        assert len(_fill(points, candidates, torch.tensor([0]), 0.9, 2)) == 2
 
 
 def test_components_are_at_the_minima_of_their_own_potentials(ala2):

@@ -1,6 +1,7 @@
 import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +14,10 @@ import torch
 
 from pyrocg.checkpoint import load_state
 from pyrocg.cli import main
+from pyrocg.config import SECTIONS, options
+from pyrocg.energies.toy import DoubleWell
+from pyrocg.observables import double_well_observables
+from pyrocg.runfolder import RunFolder
 
 TINY = [
     *("--threads", "1", "--steps", "40", "--num-samples", "32", "--starts", "16"),
@@ -197,6 +202,103 @@ def test_alanine_dipeptide(tmp_path: Path, capsys) -> None:
     assert len(np.loadtxt(tmp_path / "samples.weights.txt")) == 50
 
 
+def test_the_engine_its_speed_and_its_reason_are_said_and_saved(tmp_path: Path, capsys) -> None:
+    folder = tmp_path / "run"
+    arguments = (
+        "fit alanine-dipeptide --engine openmm --workers 1 --model gaussian --hidden 8 --steps 2 "
+        f"--num-samples 4 --threads 1 --evaluate-every 2 --evaluate-samples 4 --out {folder}"
+    )
+    assert main(arguments.split()) == 0
+    captured = capsys.readouterr()
+    assert "pyrocg: energies by OpenMMEnergy: asked for\n" in captured.err
+    assert "configurations/s: at least" in captured.err
+    history = json.loads((folder / "history.json").read_text())
+    assert history["engine"]["name"] == "OpenMMEnergy"
+    assert history["engine"]["reason"] == "asked for"
+    assert history["engine"]["configurations_per_second"] > 0
+    assert history["energy_calls"]["timing"] % 4 == 0
+    assert history["energy_calls"]["timing"] >= 8
+
+
+def test_what_is_not_finite_is_warned_of(tmp_path: Path, capsys, monkeypatch) -> None:
+    exact = DoubleWell._energy
+
+    def broken(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.where(x[:, 0] > 4, torch.inf, exact(self, x))
+
+    monkeypatch.setattr(DoubleWell, "_energy", broken)
+    assert main(["fit", *WELL, "--out", str(tmp_path / "run")]) == 0
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert line.startswith("pyrocg: warning: ")
+    assert line.endswith(" energies were not finite")
+
+
+def test_progress_of_the_basins_is_shown_unless_quiet(tmp_path: Path, capsys) -> None:
+    loud = [word for word in WELL if word != "--quiet"]
+    assert main(["fit", *loud, "--out", str(tmp_path / "run")]) == 0
+    captured = capsys.readouterr()
+    assert "basins, relaxing" in captured.err
+    assert "relaxing" not in captured.out
+
+
+def test_options_of_the_basins_reach_them(tmp_path: Path, capsys) -> None:
+    few = ["--max-basins", "1", "--basin-steps", "100", "--out", str(tmp_path / "few")]
+    assert main(["fit", *WELL, *few]) == 0
+    assert len(load_state(tmp_path / "few" / "basins.pt")["u"]) == 1
+    assert "1 of 2 minima were left out" in capsys.readouterr().err
+    low = ["--max-free-energy", "1", "--out", str(tmp_path / "low")]
+    assert main(["fit", *WELL, *low]) == 0
+    assert len(load_state(tmp_path / "low" / "basins.pt")["u"]) == 1
+
+
+def test_flags_of_the_prediction_are_the_same_in_every_command(trained: Path, capsys) -> None:
+    common = ["predict", str(trained), "--json", "--quiet"]
+    assert main([*common, "--predict-samples", "300", "--predict-seed", "4"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert main([*common, "--num-samples", "300", "--seed", "4"]) == 0
+    again = json.loads(capsys.readouterr().out)
+    assert found["num_samples"] == again["num_samples"] == 300
+    assert found["engine"] == {"name": "DoubleWell", "reason": ""}
+    assert found["observables"] == again["observables"]
+    with pytest.raises(SystemExit):
+        main(["fit", "--help"])
+    helped = capsys.readouterr().out
+    for option in options("predict").values():
+        assert f"--{option.flag} " in helped
+    assert {"predict"} == {
+        s for s in SECTIONS for o in options(s).values() if o.flag.startswith("predict-")
+    }
+
+
+def test_draws_and_batch_of_a_prediction(trained: Path) -> None:
+    few = ["--predict-samples", "300", "--predict-draws", "20", "--predict-batch", "100"]
+    assert main(["predict", str(trained), "--quiet", *few]) == 0
+    prediction = RunFolder.open(trained).prediction(double_well_observables())
+    assert prediction is not None
+    assert prediction.n_draws == 20
+    assert len(prediction.log_weights) == 300
+
+
+def test_a_saved_prediction_is_read_back(trained: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(trained, folder)
+    config = (folder / "config.toml").read_text()
+    saving = config.replace("save_samples = false", "save_samples = true")
+    (folder / "config.toml").write_text(saving)
+    few = ["predict", str(folder), "--quiet", "--predict-samples", "200"]
+    assert main(few) == 0
+    read = RunFolder.open(folder).prediction(double_well_observables())
+    assert read is not None
+    assert read.positions.shape == (200, 2)
+    np.testing.assert_array_equal(read.positions[:, 0], read.values["x1"])
+    (folder / "config.toml").write_text(config)
+    assert main(few) == 0
+    assert not (folder / "samples.npz").exists()  # it would be that of another prediction
+    read = RunFolder.open(folder).prediction(double_well_observables())
+    assert read is not None
+    assert len(read.positions) == 0
+
+
 # Stopped and continued.
 
 
@@ -233,6 +335,28 @@ def test_interrupt_writes_a_checkpoint(tmp_path: Path) -> None:
     assert f"continue by `pyrocg resume {folder}`" in err
     assert "Traceback" not in err
     assert load_state(folder / "checkpoint.pt")["counters"]["step"] > 0
+
+
+def test_interrupt_of_the_search_for_basins_is_prompt(tmp_path: Path, monkeypatch) -> None:
+    # a pytest in the background may have been handed an ignored SIGINT, and hand it down
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    folder, long = tmp_path / "run", ["--starts", "5000", "--basin-steps", "100000"]
+    process = started("fit", "double-well", *long, "--out", str(folder))
+    signal.signal(signal.SIGINT, before)
+    assert process.stderr is not None
+    shown = ""
+    while "relaxing" not in shown:
+        character = process.stderr.read(1)
+        assert character, shown
+        shown += character
+    os.kill(process.pid, signal.SIGINT)
+    began = time.monotonic()
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert time.monotonic() - began < 10
+    assert f"continue by `pyrocg resume {folder}`" in err
+    assert "Traceback" not in err
+    assert {path.name for path in folder.iterdir()} == {"config.toml"}
 
 
 def test_resume_of_a_finished_run_changes_nothing(trained: Path, capsys) -> None:
@@ -329,6 +453,60 @@ def test_full_disk(trained: Path, tmp_path: Path, capsys, monkeypatch) -> None:
     assert main(["resume", str(folder), "--quiet"]) == 1
     assert "No space left on device" in only_line(capsys)
     assert {path.name for path in folder.iterdir()} == {"config.toml", "basins.pt"}
+
+
+def full_after(monkeypatch, n_files: int) -> None:
+    """The disk is full once so many files are written."""
+    left, fsync = iter(range(n_files)), os.fsync
+
+    def write(descriptor: int) -> None:
+        if next(left, None) is None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        fsync(descriptor)
+
+    monkeypatch.setattr("pyrocg.checkpoint.os.fsync", write)
+
+
+def test_full_disk_leaves_no_new_folder(tmp_path: Path, capsys, monkeypatch) -> None:
+    full_after(monkeypatch, 0)
+    assert main(["fit", *WELL, "--out", str(tmp_path / "new" / "run")]) == 2
+    assert "No space left on device" in only_line(capsys)
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "old").mkdir()
+    assert main(["fit", *WELL, "--out", str(tmp_path / "old")]) == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["old"]
+
+
+def test_full_disk_while_fitting_leaves_what_can_be_resumed(
+    trained: Path, tmp_path: Path, capsys, monkeypatch
+) -> None:
+    full_after(monkeypatch, 2)
+    folder = tmp_path / "run"
+    assert main(["fit", *WELL, "--out", str(folder)]) == 1
+    assert "No space left on device" in only_line(capsys)
+    assert {path.name for path in folder.iterdir()} == {"config.toml", "basins.pt"}
+    monkeypatch.undo()
+    assert main(["resume", str(folder), "--quiet"]) == 0
+    assert_same(numbers(folder), numbers(trained))
+
+
+@pytest.mark.parametrize("n_files", [0, 1, 2])
+def test_full_disk_while_predicting_leaves_the_former_prediction(
+    n_files: int, trained: Path, tmp_path: Path, capsys, monkeypatch
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(trained, folder)
+    config = (folder / "config.toml").read_text()
+    saving = config.replace("save_samples = false", "save_samples = true")
+    (folder / "config.toml").write_text(saving)
+    predict = ["predict", str(folder), "--quiet", "--predict-samples"]
+    assert main([*predict, "300"]) == 0
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    capsys.readouterr()
+    full_after(monkeypatch, n_files)
+    assert main([*predict, "200"]) == 1
+    assert "No space left on device" in only_line(capsys)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
 def test_debug_shows_the_traceback(tmp_path: Path, capsys) -> None:

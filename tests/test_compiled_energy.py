@@ -7,6 +7,8 @@ import dataclasses
 import pickle
 import subprocess
 import sys
+from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import openmm
@@ -19,9 +21,10 @@ from pyrocg.energies.abstract import CappedEnergy
 from pyrocg.energies.compiled import CompiledEnergy, molecular_energy
 from pyrocg.energies.conversion import UnsupportedForceError
 from pyrocg.energies.openmm import OpenMMEnergy
-from pyrocg.molecules import Molecule, alanine_dipeptide
+from pyrocg.molecules import Molecule, alanine_dipeptide, peptide
 
 MOLECULE = alanine_dipeptide()
+DATA = Path(__file__).parent / "data"
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +43,17 @@ def energy_and_force(energy: torch.nn.Module, x: Tensor) -> tuple[Tensor, Tensor
     result = energy(x)
     (gradient,) = torch.autograd.grad(result.sum(), x)
     return result.detach(), -gradient
+
+
+def from_amber() -> Molecule:
+    return Molecule.from_amber(DATA / "ala2.prmtop", DATA / "ala2.inpcrd", implicit_solvent="OBC1")
+
+
+SOLVATED = {
+    "ff96-obc1": lambda: alanine_dipeptide("ff96-obc1"),
+    "amber14-obc2": lambda: peptide("AAA"),
+    "prmtop-obc1": from_amber,
+}
 
 
 def with_force(force: openmm.Force) -> Molecule:
@@ -67,6 +81,30 @@ def test_single_precision_is_close_on_thermal_structures(energy):
     torch.testing.assert_close(single.double(), exact, rtol=1e-5, atol=1e-3)
     scale = exact_force.abs().amax(dim=(1, 2), keepdim=True)
     assert ((single_force - exact_force).abs() <= 1e-5 * scale).all()
+
+
+@pytest.mark.parametrize("name", SOLVATED)
+def test_custom_solvents_are_compiled_and_are_those_of_openmm(name):
+    make: Callable[[], Molecule] = SOLVATED[name]
+    molecule = make()
+    energy = molecular_energy(molecule)
+    assert isinstance(energy, CompiledEnergy)
+    energy = CompiledEnergy(molecule, compile=False)
+    assert "GeneralizedBorn" in repr(energy)
+    reference = OpenMMEnergy(molecule, platform="Reference", workers=1)
+    generator = torch.Generator().manual_seed(5)
+    noise = torch.randn(6, molecule.n_atoms, 3, generator=generator, dtype=torch.float64)
+    spread = torch.tensor([0.003, 0.003, 0.03, 0.1, 0.3, 0.3])[:, None, None]
+    x = torch.tensor(molecule.positions) + spread * noise
+    expected, expected_force = energy_and_force(reference, x)
+    result, force = energy_and_force(energy, x)
+    torch.testing.assert_close(result, expected, rtol=1e-9, atol=1e-9)
+    scale = expected_force.abs().amax(dim=(1, 2))
+    assert ((force - expected_force).abs().amax(dim=(1, 2)) <= 1e-10 * scale).all()
+    single, single_force = energy_and_force(energy, x[:2].float())
+    torch.testing.assert_close(single.double(), expected[:2], rtol=1e-5, atol=1e-3)
+    error = (single_force - expected_force[:2]).abs().amax(dim=(1, 2))
+    assert (error <= 1e-5 * scale[:2]).all()
 
 
 @pytest.mark.parametrize("batch", [(), (1,), (5,), (2, 3), (16,)])
@@ -145,6 +183,19 @@ def test_nan_positions_give_a_nan_that_is_counted():
     x[1, 3, 2] = torch.nan
     assert torch.isnan(energy(x)).tolist() == [False, True, False]
     assert (energy.calls, energy.nonfinite) == (3, 1)
+    assert f"the position of {energy.atom_names[3]} (index 3) is not finite" in energy.report()
+
+
+def test_overlapping_atoms_are_reported():
+    energy = CompiledEnergy(MOLECULE, compile=False)
+    x = structures(3)
+    x[1, 5] = x[1, 4]
+    energy(x)
+    names = energy.atom_names
+    assert energy.report() == (
+        "1 of 3 energies were not finite; in the latest, the closest atoms are "
+        f"{names[4]} (index 4) and {names[5]} (index 5), 0 nm apart"
+    )
 
 
 def test_copies_give_the_same_numbers_and_leave_compiled_code_behind(energy):

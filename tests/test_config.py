@@ -66,6 +66,11 @@ REFUSED = {
     "int for bool": ({"run": {"save_samples": 1}}, r"run\.save_samples: expected true or false"),
     "nan": ({"fit": {"learning_rate": float("nan")}}, r"fit\.learning_rate: .*got nan"),
     "exclusive": ({"predict": {"level": 1.0}}, r"predict\.level: .*above 0 and below 1, got 1\.0"),
+    "one draw": ({"predict": {"n_draws": 1}}, r"predict\.n_draws: .*of at least 2, got 1"),
+    "basins of another": (
+        {"model": {"kind": "gaussian", "max_basins": 8}},
+        r"model\.max_basins: expected only with model\.kind basins",
+    ),
     "no list": ({"model": {"hidden": 64}}, r"model\.hidden: expected a list.*got 64"),
     "empty list": ({"model": {"hidden": []}}, r"model\.hidden: expected a list"),
     "bad item": ({"model": {"hidden": [64, 0]}}, r"model\.hidden: .*got \[64, 0\]"),

@@ -4,8 +4,10 @@ import pyro
 import pytest
 import torch
 from pyro import poutine
+from torch import nn
 
 from pyrocg.decoders import AffineCoupling, CouplingDecoder, GaussianDecoder
+from pyrocg.networks import ConstantOutput
 
 F64 = torch.float64
 CIRCULAR = torch.tensor([False, True, False, True, False])
@@ -234,3 +236,30 @@ def test_gaussian_decoder_of_a_circular_latent_is_periodic():
 def test_gaussian_decoder_refuses_other_variances():
     with pytest.raises(ValueError, match='expected "constant" or "network"'):
         GaussianDecoder(CIRCULAR, 1, variance="none")
+
+
+# The paper's settings
+
+
+def sizes(mlp):
+    assert all(isinstance(layer, nn.Linear | nn.Tanh) for layer in mlp.layers)
+    return [layer.out_features for layer in mlp.layers if isinstance(layer, nn.Linear)]
+
+
+def test_paper_decoder_of_the_double_well():
+    decoder = GaussianDecoder.paper(torch.zeros(2, dtype=torch.bool), 1, "double-well")
+    assert sizes(decoder.mean) == sizes(decoder.log_variance) == [100, 100, 2]
+    assert decoder(torch.zeros(3, 1)).event_shape == (2,)
+
+
+def test_paper_decoder_of_alanine_dipeptide():
+    decoder = GaussianDecoder.paper(torch.zeros(60, dtype=torch.bool), 2, "alanine-dipeptide")
+    assert sizes(decoder.mean) == [100, 100, 100, 60]
+    assert isinstance(decoder.log_variance, ConstantOutput)
+    d = decoder(torch.randn(3, 2))
+    torch.testing.assert_close(d.scale.square().log(), torch.full((3, 60), -0.5))
+
+
+def test_paper_decoder_of_another_system_is_refused():
+    with pytest.raises(ValueError, match='expected "double-well" or "alanine-dipeptide"'):
+        GaussianDecoder.paper(CIRCULAR, 1, "pdb")

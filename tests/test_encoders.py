@@ -3,8 +3,10 @@ import math
 import pytest
 import torch
 from pyro import poutine
+from torch import nn
 
 from pyrocg.encoders import BasinPartition, GaussianEncoder, MixtureEncoder, PartitionEncoder
+from pyrocg.networks import ConstantOutput
 
 F64 = torch.float64
 CIRCULAR = torch.tensor([False, True, False])
@@ -165,3 +167,36 @@ def test_partition_encoder_draws_component_and_z():
     trace.compute_log_prob()
     assert trace.nodes["component"]["log_prob"].shape == (5,)
     assert trace.nodes["z"]["value"].shape == (5, 2)
+
+
+# The paper's settings
+
+
+def kinds(mlp):
+    return [type(layer) for layer in mlp.layers if not isinstance(layer, nn.Linear)]
+
+
+def sizes(mlp):
+    return [layer.out_features for layer in mlp.layers if isinstance(layer, nn.Linear)]
+
+
+def test_paper_encoder_of_the_double_well():
+    encoder = GaussianEncoder.paper(torch.zeros(2, dtype=torch.bool), 1, "double-well")
+    for mlp in (encoder.mean, encoder.log_variance):
+        assert sizes(mlp) == [100, 100, 100, 1]
+        assert kinds(mlp) == [nn.SELU, nn.Tanh, nn.Tanh]
+    assert encoder(torch.zeros(3, 2)).event_shape == (1,)
+
+
+def test_paper_encoder_of_alanine_dipeptide():
+    encoder = GaussianEncoder.paper(torch.zeros(60, dtype=torch.bool), 2, "alanine-dipeptide")
+    assert sizes(encoder.mean) == [150, 150, 150, 2]
+    assert kinds(encoder.mean) == [nn.SELU, nn.SELU, nn.LogSigmoid]
+    assert isinstance(encoder.log_variance, ConstantOutput)
+    d = encoder(torch.randn(3, 60))
+    torch.testing.assert_close(d.variance.log(), torch.full((3, 2), -1.0))
+
+
+def test_paper_encoder_of_another_system_is_refused():
+    with pytest.raises(ValueError, match='expected "double-well" or "alanine-dipeptide"'):
+        GaussianEncoder.paper(CIRCULAR, 1, "pdb")

@@ -121,6 +121,8 @@ def test_nan_positions_give_a_nan_that_is_counted(energy):
     x[1].view(-1)[0] = torch.nan
     assert torch.isfinite(energy(x)).tolist() == [True, False, True]
     assert energy.nonfinite == 1
+    assert "1 of " in energy.report()
+    assert ("is not finite" in energy.report()) == (len(energy.event_shape) == 2)
 
 
 def test_a_cap_is_off_in_the_exact_energy(energy):

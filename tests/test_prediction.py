@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import mdtraj
 import numpy as np
@@ -327,6 +328,14 @@ def full_disk(*_, **__):
 
 
 # Arguments
+
+
+def test_a_trajectory_without_positions_is_refused(tmp_path):
+    prediction = predict(gaussian_model(), X, 50, n_draws=10, **QUIET)
+    without = replace(prediction, positions=np.empty((0, 2)))
+    with pytest.raises(ValueError, match="expected the positions of the samples"):
+        without.save_trajectory(tmp_path / "x.dcd", molecule=None)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

@@ -1,14 +1,20 @@
+import copy
 import math
+import pickle
 
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
+from pyro.infer import Trace_ELBO
 from pyro.nn import PyroModule, PyroParam
+from toy_models import gaussian_model
 
+from pyrocg.objectives import PathGradientELBO
 from pyrocg.priors import (
     DistributionPrior,
+    FlowPrior,
     GaussianMixturePrior,
     PriorProgram,
     StandardNormalPrior,
@@ -40,6 +46,194 @@ def test_gaussian_mixture_is_the_formula_and_learns():
     with pyro.plate("samples", 50):
         prior().expand([50]).rsample().square().sum().backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in prior.parameters())
+
+
+# FlowPrior
+
+
+def flow(latent_dim, dtype=torch.float64, size=0.5):
+    """A flow far from where it starts."""
+    torch.manual_seed(3)
+    prior = FlowPrior(latent_dim, n_couplings=3, hidden=(8,))
+    with torch.no_grad():
+        for parameter in prior.parameters():
+            parameter.add_(size * torch.randn_like(parameter))
+    return prior.to(dtype)
+
+
+@pytest.mark.parametrize("latent_dim", [1, 2, 3])
+def test_flow_starts_at_the_standard_normal(latent_dim):
+    z = 3 * torch.randn(50, latent_dim)
+    expected = StandardNormalPrior(latent_dim)().log_prob(z)
+    torch.testing.assert_close(FlowPrior(latent_dim)().log_prob(z), expected, atol=1e-5, rtol=1e-3)
+
+
+def test_flow_density_integrates_to_one():
+    line = torch.linspace(-9, 9, 60_001, dtype=torch.float64)[:, None]
+    density = flow(1)().log_prob(line).exp()
+    assert (density.sum() * 18 / 60_000).item() == pytest.approx(1.0, abs=1e-3)
+    normal = StandardNormalPrior(1)().log_prob(line.float()).exp()
+    assert (density - normal).abs().max() > 0.02
+    axis = torch.linspace(-7, 7, 401, dtype=torch.float64)
+    density = flow(2, size=0.3)().log_prob(torch.cartesian_prod(axis, axis)).exp()
+    assert (density.sum() * (14 / 400) ** 2).item() == pytest.approx(1.0, abs=0.01)
+
+
+@pytest.mark.parametrize("latent_dim", [1, 2, 5])
+def test_flow_density_is_that_of_the_noise_over_the_jacobian(latent_dim):
+    d = flow(latent_dim)()
+    noise = torch.randn(latent_dim, dtype=torch.float64)
+
+    def push(e):
+        for part in d.transforms:
+            e = part(e)
+        return e
+
+    jacobian = torch.autograd.functional.jacobian(push, noise)
+    expected = d.base_dist.log_prob(noise) - torch.linalg.slogdet(jacobian).logabsdet
+    z = push(noise)
+    torch.testing.assert_close(d.log_prob(z), expected)
+    torch.testing.assert_close(flow(latent_dim)().log_prob(z), expected)
+
+
+@pytest.mark.parametrize("latent_dim", [1, 2, 5])
+def test_flow_density_of_draws_is_that_of_the_inverse(latent_dim):
+    prior = flow(latent_dim)
+    d = prior()
+    z = d.rsample((200,))
+    torch.testing.assert_close(prior().log_prob(z), d.log_prob(z))
+
+
+def test_flow_draws_follow_the_density():
+    torch.manual_seed(0)
+    d = flow(1)()
+    with torch.no_grad():
+        z = d.sample((200_000,))[:, 0]
+        line = torch.linspace(-9, 9, 20_001, dtype=torch.float64)
+        cumulative = d.log_prob(line[:, None]).exp().cumsum(0) * 18 / 20_000
+    empirical = torch.searchsorted(z.sort().values, line) / len(z)
+    assert (empirical - cumulative).abs().max() < 5e-3
+
+
+@pytest.mark.parametrize("latent_dim", [1, 3])
+def test_flow_in_a_plate_with_validation_and_gradients(latent_dim):
+    prior = flow(latent_dim)
+
+    def program():
+        with pyro.plate("samples", 6):
+            return pyro.sample("z", prior())
+
+    with pyro.validation_enabled(True):
+        trace = poutine.trace(program).get_trace()
+        trace.compute_log_prob()
+    site = trace.nodes["z"]
+    assert site["fn"].has_rsample
+    assert (site["value"].shape, site["log_prob"].shape) == ((6, latent_dim), (6,))
+    site["value"].square().sum().backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in prior.parameters())
+
+
+def test_flow_is_a_module_that_copies_saves_and_changes_dtype():
+    prior = flow(2)
+    prior().rsample((5,))  # leaves nothing behind
+    z = torch.randn(4, 2, dtype=torch.float64)
+    expected = prior().log_prob(z)
+    loaded = FlowPrior(2, 3, (8,)).double()
+    loaded.load_state_dict(prior.state_dict())
+    for same in (copy.deepcopy(prior), pickle.loads(pickle.dumps(prior)), loaded):
+        torch.testing.assert_close(same().log_prob(z), expected)
+    assert prior.float()().sample((3,)).dtype == torch.float32
+    torch.testing.assert_close(prior().log_prob(z.float()), expected.float(), atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize("latent_dim", [1, 2])
+@pytest.mark.parametrize("loss", [Trace_ELBO, PathGradientELBO])
+def test_flow_trains_in_a_model_of_the_double_well(loss, latent_dim):
+    torch.manual_seed(0)
+    cg = gaussian_model(FlowPrior(latent_dim, 2, (8,)), latent_dim, hidden=(32,))
+    before = {name: p.clone() for name, p in cg.prior.named_parameters()}
+    elbo = loss()(cg.model, cg.guide)
+    adam = torch.optim.Adam(elbo.parameters(), lr=1e-2)
+    losses = []
+    for _ in range(200):
+        adam.zero_grad()
+        value = elbo(128) / 128
+        value.backward()
+        adam.step()
+        losses.append(value.item())
+    assert sum(losses[-20:]) / 20 < sum(losses[:5]) / 5 - 5
+    assert all(not torch.equal(before[name], p) for name, p in cg.prior.named_parameters())
+    log_w = cg.sample(20_000).log_weights
+    assert log_w.mean() < cg.target.energy.log_z() + 4 * log_w.std() / math.sqrt(20_000)
+
+
+def test_path_gradients_of_a_flow_are_unbiased():
+    torch.manual_seed(0)
+    cg = gaussian_model(flow(2, size=0.2), 2).double()
+    cg.prior.load_state_dict(flow(2, size=0.2).state_dict())
+    parameters = list(cg.prior.parameters())
+    path, plain = (
+        torch.cat([g.flatten() for g in torch.autograd.grad(elbo(200_000), parameters)])
+        for elbo in (loss()(cg.model, cg.guide) for loss in (PathGradientELBO, Trace_ELBO))
+    )
+    assert ((path - plain).norm() / plain.norm()).item() < 0.03
+
+
+# DistributionPrior
+
+
+FIXED = {
+    "normal": lambda: dist.Normal(torch.zeros(2), 1.5).to_event(1),
+    "mixture": lambda: dist.MixtureOfDiagNormals(torch.eye(2), torch.ones(2, 2), torch.zeros(2)),
+    "mixture, same family": lambda: dist.MixtureSameFamily(
+        dist.Categorical(torch.ones(3)), dist.Normal(torch.randn(3, 2), 0.5).to_event(1)
+    ),
+    "transformed": lambda: dist.TransformedDistribution(
+        dist.Normal(torch.zeros(2), 1.0).to_event(1),
+        [
+            dist.transforms.AffineTransform(torch.ones(2), 2.0),
+            dist.transforms.ExpTransform().inv.inv,
+        ],
+    ),
+    "inverse": lambda: dist.TransformedDistribution(
+        dist.Normal(torch.zeros(2), 1.0).to_event(1),
+        [dist.transforms.AffineTransform(torch.ones(2), torch.full((2,), 2.0)).inv],
+    ),
+    "full covariance": lambda: dist.MultivariateNormal(torch.zeros(2), 2 * torch.eye(2)),
+}
+
+
+@pytest.mark.parametrize("name", FIXED)
+def test_a_fixed_distribution_follows_the_module(name):
+    torch.manual_seed(0)
+    distribution = FIXED[name]()
+    prior = DistributionPrior(distribution)
+    z = distribution.sample((5,))
+    expected = distribution.log_prob(z)
+    prior.double()
+    assert prior().sample().dtype == torch.float64
+    torch.testing.assert_close(prior().log_prob(z.double()).float(), expected)
+    assert distribution.sample().dtype == torch.float32
+    prior.to("meta")
+    assert prior().sample().device.type == "meta"
+
+
+def test_a_fixed_distribution_in_a_model_of_double_precision():
+    cg = gaussian_model(FIXED["normal"](), latent_dim=2).double()
+    assert cg.sample(5).latents["z"].dtype == torch.float64
+
+
+def test_distribution_prior_refuses_what_it_would_not_train():
+    loc = torch.zeros(2, requires_grad=True)
+    spline = dist.transforms.Spline(2)
+    base = dist.Normal(torch.zeros(2), 1.0).to_event(1)
+    for learned in (
+        dist.Normal(loc, 1.0).to_event(1),
+        dist.Normal(torch.zeros(2), (2 * loc).exp()).to_event(1),
+        dist.TransformedDistribution(base, [spline]),
+    ):
+        with pytest.raises(ValueError, match="write a module whose call returns"):
+            DistributionPrior(learned)
 
 
 def test_distribution_prior_wants_an_event_and_no_batch():

@@ -11,6 +11,7 @@ from pyrocg.tempering import (
     LinearSchedule,
     WeightedEnergies,
     conditional_ess,
+    kl_from_weights,
     kl_increase,
     log_z_ratio,
 )
@@ -52,6 +53,15 @@ def test_conditional_ess_of_a_gaussian():
         assert estimate == pytest.approx(expected, abs=4e-3)
 
 
+@pytest.mark.parametrize("precision", [0.4, 0.3, 0.6])
+def test_kl_from_weights_of_a_gaussian(precision):
+    """The same closed form, from log Z - ELBO, whatever the constant in the weights."""
+    expected = 0.5 * (T / precision - 1 - math.log(T / precision))
+    _, log_w = gaussian(precision)
+    assert kl_from_weights(log_w).item() == pytest.approx(expected, abs=2e-3)
+    assert kl_from_weights(log_w + 90.0).item() == pytest.approx(kl_from_weights(log_w).item())
+
+
 def test_estimates_do_not_see_constants():
     energy, log_w = gaussian(0.3, n=1000)
     for function in (kl_increase, conditional_ess):
@@ -84,6 +94,7 @@ RULES = {
     "geometric": GeometricSchedule(start=1e-10, until=1.0),
     "adaptive": AdaptiveSchedule(start=1e-3),
     "adaptive, never within its bounds": AdaptiveSchedule(start=1e-3, max_kl_increase=1e-9),
+    "adaptive, the paper's": AdaptiveSchedule(1e-3, None, None, max_relative_increase=1.0),
 }
 
 
@@ -134,11 +145,50 @@ def test_adaptive_steps_respect_both_bounds_and_reach_one():
     assert 5 < steps < 100
 
 
-def test_adaptive_step_is_the_largest_of_the_halvings():
-    rule = AdaptiveSchedule(start=0.05, max_kl_increase=0.02, min_ess=0.1, max_step=0.4)
+@pytest.mark.parametrize("shrink", [0.6, 0.5, 0.9])
+def test_adaptive_step_is_the_largest_of_the_proposals(shrink):
+    rule = AdaptiveSchedule(0.05, max_kl_increase=0.02, min_ess=0.1, max_step=0.4, shrink=shrink)
     samples = exact_samples(0.05)
     step = rule.next(0.05, 0.0, samples) - 0.05
-    assert float(kl_increase(*samples, 2 * step)) > 0.02
+    times = math.log(step / 0.4) / math.log(shrink)
+    assert times == pytest.approx(round(times))
+    assert float(kl_increase(*samples, step)) <= 0.02
+    assert float(kl_increase(*samples, step / shrink)) > 0.02
+
+
+def gaussian_kl(precision, t):
+    return 0.5 * (t / precision - 1 - math.log(t / precision))
+
+
+@pytest.mark.parametrize("ratio", [0.75, 1.0])
+@pytest.mark.parametrize("precision", [0.2, 0.3])
+def test_relative_bound_is_that_of_the_closed_form(precision, ratio):
+    """The step of the exact rule, KL_{t+Δ} <= (1 + ratio) KL_t, from samples."""
+    rule = AdaptiveSchedule(T, None, None, max_step=0.6, min_step=1e-3, max_relative_increase=ratio)
+    exact = next(
+        step
+        for step in (0.6 * 0.6**i for i in range(20))
+        if gaussian_kl(precision, T + step) <= (1 + ratio) * gaussian_kl(precision, T)
+    )
+    samples = WeightedEnergies(*gaussian(precision))
+    assert rule.next(T, 0.0, samples) - T == pytest.approx(exact)
+    assert exact < 0.6
+
+
+def test_all_bounds_hold_together():
+    samples = WeightedEnergies(*gaussian(0.2))
+    alone = [
+        AdaptiveSchedule(T, a, b, max_step=0.6, max_relative_increase=c).next(T, 0.0, samples)
+        for a, b, c in [(0.05, None, None), (None, 0.97, None), (None, None, 0.3)]
+    ]
+    together = AdaptiveSchedule(T, 0.05, 0.97, max_step=0.6, max_relative_increase=0.3)
+    assert together.next(T, 0.0, samples) == min(alone)
+    assert len(set(alone)) > 1
+
+
+def test_relative_bound_of_a_perfect_fit_leaves_the_smallest_step():
+    rule = AdaptiveSchedule(0.1, None, None, min_step=1e-3, max_relative_increase=1.0)
+    assert rule.next(0.1, 0.0, exact_samples(0.1)) == pytest.approx(0.101)
 
 
 def test_adaptive_schedule_takes_its_smallest_step_when_it_knows_nothing():
@@ -169,6 +219,9 @@ def test_adaptive_schedule_ends_by_until_without_samples():
         (lambda: LinearSchedule(0.1, until=0.0), "expected until"),
         (lambda: GeometricSchedule(0.1, until=1.1), "expected until"),
         (lambda: AdaptiveSchedule(max_kl_increase=0.0), "expected max_kl_increase"),
+        (lambda: AdaptiveSchedule(max_relative_increase=0.0), "expected max_relative_increase"),
+        (lambda: AdaptiveSchedule(shrink=1.0), "expected shrink"),
+        (lambda: AdaptiveSchedule(0.1, None, None), "expected at least one bound"),
         (lambda: AdaptiveSchedule(min_ess=1.0), "expected min_ess"),
         (lambda: AdaptiveSchedule(min_step=0.2, max_step=0.1), "expected 0 < min_step"),
         (lambda: AdaptiveSchedule(until=0.0), "expected until"),

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import numpy as np
 import openmm
 import pytest
 import torch
+from openmm.app.internal import customgbforces
 
 from pyrocg.energies.contexts import BatchContext, ContextSetup
 from pyrocg.energies.conversion import UnsupportedForceError, terms_of
@@ -58,12 +60,52 @@ def rb_torsions() -> openmm.Force:
     return force
 
 
+def correction_maps() -> openmm.Force:
+    """Maps of two sizes; one torsion pair shares three atoms, as in a protein, another none."""
+    force = openmm.CMAPTorsionForce()
+    for size in (24, 5):
+        force.addMap(size, np.random.default_rng(size).normal(size=size * size))
+    force.addTorsion(0, 0, 1, 2, 3, 1, 2, 3, 4)
+    force.addTorsion(1, 0, 1, 2, 3, 5, 4, 2, 1)
+    force.addTorsion(0, 2, 3, 4, 5, 1, 0, 5, 2)
+    return force
+
+
 def nonbonded() -> openmm.Force:
     force = openmm.NonbondedForce()
     for i in range(N_ATOMS):
         force.addParticle(0.3 * (-1) ** i, 0.25 + 0.02 * i, 0.4 * (i != 4))
     force.addException(0, 1, 0.0, 1.0, 0.0)
     force.addException(4, 1, -0.2, 0.31, 0.7)
+    return force
+
+
+def cutoff() -> openmm.NonbondedForce:
+    """Cut off within the chain of 0.7 nm, exceptions on both sides."""
+    force = nonbonded()
+    force.addException(0, 5, 0.1, 0.5, 0.3)
+    force.setNonbondedMethod(force.CutoffNonPeriodic)
+    force.setCutoffDistance(0.4)
+    force.setReactionFieldDielectric(30.0)
+    return force
+
+
+def switched() -> openmm.NonbondedForce:
+    force = cutoff()
+    force.setUseSwitchingFunction(True)
+    force.setSwitchingDistance(0.25)
+    return force
+
+
+def offsets() -> openmm.NonbondedForce:
+    force = nonbonded()
+    force.addGlobalParameter("lambda", 0.7)
+    force.addGlobalParameter("mu", -0.3)
+    force.addParticleParameterOffset("lambda", 0, 0.1, 0.02, 0.3)
+    force.addParticleParameterOffset("lambda", 3, 0.2, 0.0, 0.1)
+    force.addParticleParameterOffset("mu", 0, -0.4, 0.0, 0.0)
+    force.addExceptionParameterOffset("mu", 1, 0.5, 0.1, -0.2)
+    force.addExceptionParameterOffset("lambda", 0, 0.1, 0.0, 0.2)
     return force
 
 
@@ -83,6 +125,28 @@ def gbsa_in_vacuum() -> openmm.Force:
     return force
 
 
+def custom_gb(model: str, kappa: float = 0.0, surface: str | None = "ACE") -> openmm.CustomGBForce:
+    """A solvent as OpenMM's own class writes it; small screened spheres bury no atom, large do."""
+    make = getattr(customgbforces, model)
+    force = make(solventDielectric=60.0, soluteDielectric=2.0, SA=surface, kappa=kappa)
+    for i in range(N_ATOMS):
+        screening = [1.5 if i == 2 else 0.8, *([1.1, 0.9, 0.6] if "GBn2" in model else [])]
+        force.addParticle([0.4 * (-1) ** i, (0.12, 0.15, 0.17)[i % 3], *screening])
+    force.finalize()
+    return force
+
+
+SOLVENTS = {
+    "hct": partial(custom_gb, "GBSAHCTForce"),
+    "obc1": partial(custom_gb, "GBSAOBC1Force"),
+    "obc1_without_surface": partial(custom_gb, "GBSAOBC1Force", surface=None),
+    "obc1_with_salt": partial(custom_gb, "GBSAOBC1Force", kappa=1.5),
+    "obc2": partial(custom_gb, "GBSAOBC2Force"),
+    "obc2_with_salt": partial(custom_gb, "GBSAOBC2Force", kappa=0.5),
+    "gbn": partial(custom_gb, "GBSAGBnForce"),
+    "gbn2": partial(custom_gb, "GBSAGBn2Force"),
+    "gbn2_with_salt": partial(custom_gb, "GBSAGBn2Force", kappa=0.5),
+}
 FORCES = {
     f.__name__: f
     for f in (
@@ -90,11 +154,15 @@ FORCES = {
         angles,
         periodic_torsions,
         rb_torsions,
+        correction_maps,
         nonbonded,
+        cutoff,
+        switched,
+        offsets,
         gbsa_obc,
         gbsa_in_vacuum,
     )
-}
+} | SOLVENTS
 
 
 def structures(spread: float, count: int = 40) -> np.ndarray:
@@ -185,6 +253,24 @@ def test_a_torsion_by_hand(degrees):
     assert term.energy(x).item() == pytest.approx(expected, rel=1e-12)
 
 
+def test_a_map_is_met_at_its_grid_points_and_not_left_by_nan():
+    force, size = openmm.CMAPTorsionForce(), 6
+    table = np.random.default_rng(0).normal(size=(size, size))
+    force.addMap(size, table.ravel())
+    force.addTorsion(0, 0, 1, 2, 3, 0, 1, 2, 4)
+    (term,) = terms_of(system_of(force))
+    degrees = [(0, 0), (60, 0), (0, 60), (180, -60), (-60, -120), (-1e-13, 1e-13), (math.nan, 0)]
+    angles = np.radians(degrees)
+    x = np.zeros((len(angles), N_ATOMS, 3))
+    x[:, 0] = [1.0, 0.0, 0.0]
+    x[:, 2] = [0.0, 0.0, 1.0]
+    x[:, 3:5] = np.stack([np.cos(angles), np.sin(angles), np.ones_like(angles)], axis=-1)
+    expected = [table[0, 0], table[0, 1], table[1, 0], table[5, 3], table[4, 5], table[0, 0]]
+    energies = term.energy(torch.tensor(x))
+    np.testing.assert_allclose(energies[:-1], expected, rtol=1e-9)
+    assert torch.isnan(energies[-1])
+
+
 def test_charges_and_lennard_jones_by_hand():
     x = torch.tensor([[[1.0 * i, 0.0, 0.0] for i in range(N_ATOMS)]], dtype=torch.float64)
     x[0, 1, 0] = 0.3
@@ -244,6 +330,15 @@ def test_atoms_on_top_of_each_other_do_not_spoil_other_configurations():
     torch.testing.assert_close(gradient[::2], expected_gradient[::2], rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("name", FORCES)
+def test_nan_positions_give_nan(name):
+    x = torch.tensor(structures(0.02, 2))
+    x[1, 1, 2] = math.nan
+    energy, gradient = potential_of(FORCES[name]()).energy_and_gradient(x)
+    assert torch.isnan(energy).tolist() == [False, True]
+    assert torch.isfinite(gradient[0]).all()
+
+
 def test_an_overlap_in_float32_is_infinite_not_nan():
     potential = potential_of(nonbonded()).to(torch.float32, torch.device("cpu"))
     x = torch.tensor(structures(0.0, 1), dtype=torch.float32)
@@ -256,9 +351,9 @@ def custom() -> openmm.Force:
     return openmm.CustomExternalForce("x^2")
 
 
-def cutoff() -> openmm.Force:
+def ewald() -> openmm.Force:
     force = nonbonded()
-    force.setNonbondedMethod(force.CutoffNonPeriodic)
+    force.setNonbondedMethod(force.Ewald)
     return force
 
 
@@ -268,17 +363,106 @@ def periodic_bonds() -> openmm.Force:
     return force
 
 
-def offsets() -> openmm.Force:
-    force = nonbonded()
-    force.addGlobalParameter("lambda", 1.0)
-    force.addParticleParameterOffset("lambda", 0, 0.1, 0.0, 0.0)
-    return force
-
-
 def gbsa_cutoff() -> openmm.Force:
     force = gbsa_obc()
     force.setNonbondedMethod(force.CutoffNonPeriodic)
     return force
+
+
+def solvent_cutoff() -> openmm.Force:
+    force = custom_gb("GBSAOBC2Force")
+    force.setNonbondedMethod(force.CutoffNonPeriodic)
+    return force
+
+
+def rewritten(computed: dict[int, str] | None = None, **energies: str) -> openmm.Force:
+    """OBC2 with a computed value replaced, or an energy added."""
+    force = custom_gb("GBSAOBC2Force")
+    for index, expression in (computed or {}).items():
+        name, _, kind = force.getComputedValueParameters(index)
+        force.setComputedValueParameters(index, name, expression, kind)
+    for kind, expression in energies.items():
+        force.addEnergyTerm(expression, getattr(force, kind))
+    return force
+
+
+def third_value() -> openmm.Force:
+    force = custom_gb("GBSAOBC2Force")
+    force.addComputedValue("C", "2*B", force.SingleParticle)
+    return force
+
+
+def excluded_pairs() -> openmm.Force:
+    force = rewritten(ParticlePair="charge1*charge2/r")
+    force.addExclusion(0, 1)
+    return force
+
+
+def negative_radius() -> openmm.Force:
+    force = custom_gb("GBSAOBC2Force")
+    force.setParticleParameters(3, [0.1, -0.01, 0.1])
+    return force
+
+
+F = "f=sqrt(r^2+B1*B2*exp(-r^2/(4*B1*B2)))"
+UNKNOWN = [
+    (solvent_cutoff, "nonbonded method is not NoCutoff"),
+    (third_value, "computed values are not I, then B"),
+    (excluded_pairs, "an energy of pairs has exclusions"),
+    (negative_radius, "radius of an atom is not positive"),
+    (partial(rewritten, {1: "1/(1/or-sin(I*or)/(or+0.009))"}), "B is not that of HCT, OBC1"),
+    (partial(rewritten, {1: "1/(1/or-tanh(psi^2)/or); psi=I*or"}), "B is not that of HCT, OBC1"),
+    (partial(rewritten, {0: "1/(r+or1+sr2)"}), "I is not that of HCT"),
+    (partial(rewritten, SingleParticle="charge*B"), "energy of atoms is not that of HCT"),
+    (partial(rewritten, SingleParticle="charge/B"), "second energy of polarization of atoms"),
+    (partial(rewritten, SingleParticle="or*(or/B)^6"), "second energy of surface"),
+    (partial(rewritten, SingleParticle="x*charge/B"), "energy of atoms is not that of HCT"),
+    (partial(rewritten, ParticlePairNoExclusions="charge1/r"), "energy of pairs is not that"),
+    (partial(rewritten, ParticlePairNoExclusions=f"or1*or2/f; {F}"), "second energy of polar"),
+]
+
+
+@pytest.mark.parametrize(("make", "reason"), UNKNOWN)
+def test_another_solvent_is_refused_by_class_and_index(make, reason):
+    with pytest.raises(UnsupportedForceError, match=f"CustomGBForce .force 1.: .*{reason}"):
+        terms_of(system_of(bonds(), make()))
+
+
+def test_a_solvent_in_other_words_is_the_same():
+    """Global parameters, other names, numbers instead of definitions, terms in another order."""
+    force = openmm.CustomGBForce()
+    for name in ("scaled", "q", "rho"):
+        force.addPerParticleParameter(name)
+    force.addGlobalParameter("water", 60.0)
+    force.addComputedValue(
+        "I",
+        "select(step(r+scaled2-rho1), 0.5*(1/low-1/high+0.25*(r-scaled2^2/r)*(1/(high^2)-"
+        "1/(low^2))+0.5*log(low/high)/r), 0); high=r+scaled2; low=max(rho1, abs(r-scaled2))",
+        force.ParticlePairNoExclusions,
+    )
+    force.addComputedValue("B", "1/(1/rho-tanh(x-.8*x^2+4.85*x^3)/(rho+9e-3));x=I*rho", 0)
+    front = "138.935485*(1/2-1/water)"
+    force.addEnergyTerm(f"-{front}*q1*q2/f; {F}", force.ParticlePairNoExclusions)
+    force.addEnergyTerm("28.3919551*(a+0.14)^2*(a/B)^6; a=rho+0.009", force.SingleParticle)
+    force.addEnergyTerm(f"-0.5*{front}*q^2/B", force.SingleParticle)
+    known = custom_gb("GBSAOBC2Force")
+    for i in range(N_ATOMS):
+        q, rho, scaled = known.getParticleParameters(i)
+        force.addParticle([scaled, q, rho])
+    x = torch.tensor(structures(0.05))
+    expected = potential_of(known).energy_and_gradient(x)
+    torch.testing.assert_close(potential_of(force).energy_and_gradient(x), expected)
+
+
+def test_one_ion_in_salt_water_by_hand():
+    force = customgbforces.GBSAHCTForce(solventDielectric=80.0, kappa=2.0)
+    for i in range(N_ATOMS):
+        force.addParticle([1.0 if i == 0 else 0.0, 0.209, 0.0])
+    force.finalize()
+    (term,) = terms_of(system_of(force))
+    x = torch.arange(N_ATOMS).double().reshape(1, -1, 1) * torch.tensor([5.0, 0.0, 0.0])
+    expected = -0.5 * 138.935485 * (1 - math.exp(-2.0 * 0.2) / 80.0) / 0.2
+    assert term.energy(x.double()).item() == pytest.approx(expected, rel=1e-9)
 
 
 def tiny_radius() -> openmm.Force:
@@ -291,9 +475,8 @@ def tiny_radius() -> openmm.Force:
     ("make", "reason"),
     [
         (custom, "CustomExternalForce .force 1.: it has no compiled form"),
-        (cutoff, "NonbondedForce .force 1.: its nonbonded method is not NoCutoff"),
+        (ewald, "NonbondedForce .force 1.: it uses periodic boundary conditions"),
         (gbsa_cutoff, "GBSAOBCForce .force 1.: its nonbonded method is not NoCutoff"),
-        (offsets, "NonbondedForce .force 1.: it has parameter offsets"),
         (periodic_bonds, "HarmonicBondForce .force 1.: it uses periodic boundary conditions"),
         (tiny_radius, "atom 2 has a radius of 0.005 nm"),
     ],

@@ -76,13 +76,11 @@ class Energy(nn.Module, ABC):
         return energy.reshape(batch_shape)
 
     def _note_nonfinite(self, broken: Tensor, x: Tensor) -> None:
-        """Count the broken configurations of a batch and keep the last of them."""
+        """Count the broken configurations of a batch and keep the last of them.
+
+        Without a branch, for which the host would wait for a GPU.
+        """
         self._nonfinite = self._nonfinite + broken.sum()
-        if x.device.type == "cpu":
-            if bool(broken.any()):
-                self._offender = x[int(broken.nonzero()[-1])].clone()
-            return
-        # without a branch, for which the host would wait for the device
         last = (broken * torch.arange(1, len(x) + 1, device=x.device)).argmax()
         found = x.index_select(0, last.reshape(1))[0]
         before = found if self._offender is None else self._offender.to(x)

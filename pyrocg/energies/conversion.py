@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from pyrocg.energies.bonded import HarmonicAngles, HarmonicBonds, PeriodicTorsions, RBTorsions
-from pyrocg.energies.nonbonded import GBSAOBC, Nonbonded
-from pyrocg.energies.terms import Term
+from pyrocg.energies.born import GeneralizedBorn, Polarization, RescaledRadii, SphereDescreening
+from pyrocg.energies.cmap import cmap_torsions
+from pyrocg.energies.implicit import custom_gb
+from pyrocg.energies.nonbonded import CutoffNonbonded, Nonbonded, SwitchedNonbonded
+from pyrocg.energies.terms import Term, UnsupportedForceError
 
 __all__ = ["UnsupportedForceError", "terms_of"]
 
@@ -19,10 +23,7 @@ COULOMB = 138.93545764438198
 """Coulomb's constant as OpenMM has it, kJ/mol nm per squared elementary charge."""
 _DIELECTRIC_OFFSET = 0.009
 _PROBE_RADIUS = 0.14
-
-
-class UnsupportedForceError(ValueError):
-    """A force of a System has no term here; OpenMM itself can still evaluate it."""
+_OBC2 = (1.0, 0.8, 4.85)
 
 
 def terms_of(system: Any) -> tuple[Term, ...]:
@@ -118,24 +119,61 @@ def _periodic_torsions(force: Any) -> Term | None:
 
 
 def _nonbonded(force: Any) -> Term:
-    if force.getNonbondedMethod() != force.NoCutoff:
-        raise UnsupportedForceError("its nonbonded method is not NoCutoff")
-    if force.getNumParticleParameterOffsets() or force.getNumExceptionParameterOffsets():
-        raise UnsupportedForceError("it has parameter offsets")
-    n = force.getNumParticles()
-    particles = np.array([[_number(v) for v in force.getParticleParameters(i)] for i in range(n)])
+    particles, exceptions = _with_offsets(force)
     charge, sigma, epsilon = particles.T
     products = np.outer(charge, charge)
     sigmas = 0.5 * (sigma[:, None] + sigma[None, :])
     epsilons = np.sqrt(epsilon[:, None]) * np.sqrt(epsilon[None, :])
-    for k in range(force.getNumExceptions()):
-        i, j, *values = force.getExceptionParameters(k)
+    ordinary = np.ones_like(products, dtype=bool)
+    for i, j, *values in exceptions:
+        ordinary[i, j] = ordinary[j, i] = False
         for table, value in zip((products, sigmas, epsilons), values, strict=True):
-            table[i, j] = table[j, i] = _number(value)
+            table[i, j] = table[j, i] = value
     for table in (products, epsilons):
         np.fill_diagonal(table, 0.0)
     sigmas[epsilons == 0] = 0.0  # 0 * inf at an overlap would be NaN
-    return Nonbonded(*(torch.from_numpy(t) for t in (COULOMB * products, sigmas, epsilons)))
+    tables = COULOMB * products, sigmas, epsilons
+    if force.getNonbondedMethod() == force.NoCutoff:
+        return Nonbonded(*_tensors(*tables))
+    return _cut_off(force, ordinary, tables)  # periodic methods have been refused
+
+
+def _with_offsets(force: Any) -> tuple[NDArray[np.float64], list[list[Any]]]:
+    """Particles' parameters and rows of exceptions, global parameters at their defaults."""
+    default = {
+        force.getGlobalParameterName(k): force.getGlobalParameterDefaultValue(k)
+        for k in range(force.getNumGlobalParameters())
+    }
+    n = force.getNumParticles()
+    particles = np.array([[_number(v) for v in force.getParticleParameters(i)] for i in range(n)])
+    for k in range(force.getNumParticleParameterOffsets()):
+        name, i, *scales = force.getParticleParameterOffset(k)
+        particles[i] += default[name] * np.array(scales)
+    exceptions = [
+        [_number(v) for v in force.getExceptionParameters(k)]
+        for k in range(force.getNumExceptions())
+    ]
+    for k in range(force.getNumExceptionParameterOffsets()):
+        name, which, *scales = force.getExceptionParameterOffset(k)
+        i, j, *values = exceptions[which]
+        moved = [v + default[name] * scale for v, scale in zip(values, scales, strict=True)]
+        exceptions[which] = [i, j, *moved]
+    return particles, exceptions
+
+
+def _cut_off(
+    force: Any, ordinary: NDArray[np.bool_], tables: tuple[NDArray[np.float64], ...]
+) -> Term:
+    """Pairs within a cutoff; only ordinary ones are cut off, in a reaction field and switched."""
+    cutoff, dielectric = _number(force.getCutoffDistance()), force.getReactionFieldDielectric()
+    field = (dielectric - 1.0) / (2.0 * dielectric + 1.0) / cutoff**3
+    shift = 3.0 * dielectric / (2.0 * dielectric + 1.0) / cutoff
+    tables += np.where(ordinary, cutoff, np.inf), field * ordinary, shift * ordinary
+    if not force.getUseSwitchingFunction():
+        return CutoffNonbonded(*_tensors(*tables))
+    start = _number(force.getSwitchingDistance())
+    switch = np.where(ordinary, start, np.inf)
+    return SwitchedNonbonded(*_tensors(*tables, switch, 1.0 / (cutoff - start)))
 
 
 def _gbsa_obc(force: Any) -> Term:
@@ -157,8 +195,17 @@ def _gbsa_obc(force: Any) -> Term:
     np.fill_diagonal(products, 0.0)
     area = 4.0 * np.pi * (radius + _PROBE_RADIUS) ** 2
     surface = _number(force.getSurfaceAreaEnergy()) * area
-    arrays = (radius, rho, inner, outer, products, own, surface)
-    return GBSAOBC(*(torch.from_numpy(np.ascontiguousarray(a)) for a in arrays))
+    obc2 = (np.full(n, value) for value in _OBC2)
+    return GeneralizedBorn(
+        SphereDescreening(*_tensors(inner, outer)),
+        RescaledRadii(*_tensors(1.0 / rho, rho, radius, *obc2)),
+        Polarization(*_tensors(products, own)),
+        *_tensors(radius, surface),
+    )
+
+
+def _tensors(*arrays: Any) -> Iterator[Tensor]:
+    return (torch.from_numpy(np.array(a, dtype=np.float64)) for a in arrays)
 
 
 def _screening(solute: float, solvent: float) -> float:
@@ -173,6 +220,8 @@ _CONVERTERS: dict[str, Callable[[Any], Term | None]] = {
     "HarmonicAngleForce": _harmonic_angles,
     "PeriodicTorsionForce": _periodic_torsions,
     "RBTorsionForce": _rb_torsions,
+    "CMAPTorsionForce": cmap_torsions,
     "NonbondedForce": _nonbonded,
     "GBSAOBCForce": _gbsa_obc,
+    "CustomGBForce": custom_gb,
 }

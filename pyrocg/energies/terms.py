@@ -22,11 +22,26 @@ from typing import Any, ClassVar, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-__all__ = ["BondedTerm", "PairTerm", "Pairs", "Potential", "Term", "Vector", "cross", "dot"]
+__all__ = [
+    "BondedTerm",
+    "PairTerm",
+    "Pairs",
+    "Potential",
+    "Record",
+    "Term",
+    "UnsupportedForceError",
+    "Vector",
+    "cross",
+    "dot",
+]
 
 R = TypeVar("R", bound="Record")
 Vector = tuple[Tensor, Tensor, Tensor]
 """Components x, y, z, each of shape ``(rows, batch)``."""
+
+
+class UnsupportedForceError(ValueError):
+    """A force of a System has no term here; OpenMM itself can still evaluate it."""
 
 
 def dot(a: Vector, b: Vector) -> Tensor:
