@@ -40,6 +40,7 @@ _PRESETS: dict[str, dict[str, dict[str, dict[str, Any]]]] = {
         "model": {
             "basins": {"latent_dim": 1, "n_couplings": 4, "hidden": (64, 64)},
             "gaussian": {"latent_dim": 1, "hidden": (100, 100)},
+            "paper": {"latent_dim": 1},
         },
         "fit": {"": {"steps": 600, "num_samples": 256, "learning_rate": 3e-3}},
     },
@@ -86,6 +87,7 @@ _KINDS: dict[str, dict[str, dict[str, Any]]] = {
             "n_modes": 4,
         },
         "gaussian": {"latent_dim": 2, "hidden": (100, 100, 100), "variance": "network"},
+        "paper": {"latent_dim": 2},
     },
     "schedule": {
         "fixed": {},
@@ -97,6 +99,16 @@ _KINDS: dict[str, dict[str, dict[str, Any]]] = {
             "max_kl_increase": 0.1,
             "min_ess": 0.5,
             "max_step": 0.1,
+            "min_step": 1e-4,
+            "shrink": 0.6,
+        },
+        "relative": {
+            "start": 1e-4,
+            "until": 0.8,
+            "max_relative_increase": 1.0,
+            "max_step": 1e-3,
+            "min_step": 1e-6,
+            "shrink": 0.6,
         },
     },
     "fit": {
@@ -162,12 +174,13 @@ class ModelOptions:
 
     kind: str = option(
         "basins: a mixture latent, one component for each basin, with a coupling decoder; "
-        "gaussian: Gaussian decoder and encoder, as in the paper",
+        "gaussian: Gaussian decoder and encoder; paper: the same in the paper's sizes, of "
+        "double-well and alanine-dipeptide",
         "model",
-        choices=("basins", "gaussian"),
+        choices=("basins", "gaussian", "paper"),
     )
     latent_dim: int = option("number of collective variables z", low=1)
-    hidden: tuple[int, ...] = option("sizes of the hidden layers", low=1)
+    hidden: tuple[int, ...] | None = option("sizes of the hidden layers", low=1)
     starts: int | None = option("of the search for basins", low=1)
     share: float | None = option(
         "fraction of the basins' variance that z explains at the start", above=0, below=1
@@ -195,7 +208,9 @@ class ScheduleOptions:
     """[schedule]: of the tempering factor t."""
 
     kind: str = option(
-        "tempering", "schedule", choices=("fixed", "linear", "geometric", "adaptive")
+        "tempering; relative is the paper's rule",
+        "schedule",
+        choices=("fixed", "linear", "geometric", "adaptive", "relative"),
     )
     start: float | None = option("first t", "schedule-start", above=0, high=1)
     until: float | None = option(
@@ -203,7 +218,12 @@ class ScheduleOptions:
     )
     max_kl_increase: float | None = option("bound of a step in t, nats", above=0)
     min_ess: float | None = option("bound on the conditional ESS", above=0, below=1)
+    max_relative_increase: float | None = option(
+        "bound of a step in t, as a multiple of the KL divergence", above=0
+    )
     max_step: float | None = option("largest step in t", above=0, high=1)
+    min_step: float | None = option("smallest step in t", above=0, high=1)
+    shrink: float | None = option("factor of a step that breaks a bound", above=0, below=1)
 
 
 @dataclass(frozen=True)
@@ -392,8 +412,14 @@ def _check_together(config: Config) -> None:
             "system.engine: expected openmm with system.platform or system.workers, "
             f"got {system.engine}"
         )
-    if config.schedule.kind == "adaptive" and config.fit.steps < 2 * config.fit.evaluate_every:
+    if config.model.kind == "paper" and system.kind not in ("double-well", "alanine-dipeptide"):
         raise ValueError(
-            "fit.evaluate_every: expected at most half of fit.steps with the adaptive schedule, "
+            "model.kind: expected basins or gaussian, the paper has networks for double-well and "
+            f"alanine-dipeptide only, got paper with {system.kind}"
+        )
+    adaptive = config.schedule.kind in ("adaptive", "relative")
+    if adaptive and config.fit.steps < 2 * config.fit.evaluate_every:
+        raise ValueError(
+            "fit.evaluate_every: expected at most half of fit.steps with an adaptive schedule, "
             f"which moves at evaluations, got {config.fit.evaluate_every} of {config.fit.steps}"
         )

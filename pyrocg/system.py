@@ -180,6 +180,8 @@ def build_model(config: Config, system: System, basins: Basins | None) -> Coarse
         torch.manual_seed(config.fit.seed)
         if config.model.kind == "gaussian":
             return _gaussian_model(config.model, system)
+        if config.model.kind == "paper":
+            return _paper_model(config, system)
         return CoarseGrainedModel.from_basins(
             system.target,
             system.coordinates,
@@ -201,17 +203,36 @@ def build_schedule(options: ScheduleOptions) -> TemperingSchedule:
         "linear": LinearSchedule,
         "geometric": GeometricSchedule,
         "adaptive": AdaptiveSchedule,
+        "relative": AdaptiveSchedule,
     }
-    given = {key: value for key, value in vars(options).items() if key != "kind"}
-    return kinds[options.kind](**_present(**given))
+    given = _present(**{key: value for key, value in vars(options).items() if key != "kind"})
+    if options.kind == "relative":
+        given |= {"max_kl_increase": None, "min_ess": None}
+    return kinds[options.kind](**given)
 
 
 def _present(**values: Any) -> dict[str, Any]:
     return {key: value for key, value in values.items() if value is not None}
 
 
+def _paper_model(config: Config, system: System) -> CoarseGrainedModel:
+    latent_dim, kind, circular = (
+        config.model.latent_dim,
+        config.system.kind,
+        system.coordinates.circular,
+    )
+    return CoarseGrainedModel(
+        system.target,
+        system.coordinates,
+        prior=StandardNormalPrior(latent_dim),
+        decoder=GaussianDecoder.paper(circular, latent_dim, kind),
+        encoder=GaussianEncoder.paper(circular, latent_dim, kind),
+    )
+
+
 def _gaussian_model(options: ModelOptions, system: System) -> CoarseGrainedModel:
     assert options.variance is not None
+    assert options.hidden is not None
     circular = system.coordinates.circular
     decoder = GaussianDecoder(
         circular, options.latent_dim, options.hidden, variance=options.variance

@@ -32,10 +32,15 @@ def energy() -> CompiledEnergy:
     return CompiledEnergy(MOLECULE, compile=False)
 
 
-def structures(count: int, spread: float = 0.005, dtype: torch.dtype = torch.float64) -> Tensor:
+def structures(
+    count: int,
+    spread: float = 0.005,
+    dtype: torch.dtype = torch.float64,
+    molecule: Molecule = MOLECULE,
+) -> Tensor:
     generator = torch.Generator().manual_seed(3)
-    noise = torch.randn(count, MOLECULE.n_atoms, 3, generator=generator, dtype=torch.float64)
-    return (torch.tensor(MOLECULE.positions) + spread * noise).to(dtype)
+    noise = torch.randn(count, molecule.n_atoms, 3, generator=generator, dtype=torch.float64)
+    return (torch.tensor(molecule.positions) + spread * noise).to(dtype)
 
 
 def energy_and_force(energy: torch.nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -49,10 +54,11 @@ def from_amber() -> Molecule:
     return Molecule.from_amber(DATA / "ala2.prmtop", DATA / "ala2.inpcrd", implicit_solvent="OBC1")
 
 
-SOLVATED = {
+SOLVATED: dict[str, Callable[[], Molecule]] = {
     "ff96-obc1": lambda: alanine_dipeptide("ff96-obc1"),
     "amber14-obc2": lambda: peptide("AAA"),
     "prmtop-obc1": from_amber,
+    "amber19-gbn2": lambda: peptide("A", ("amber19/protein.ff19SB.xml", "implicit/gbn2.xml")),
 }
 
 
@@ -85,17 +91,13 @@ def test_single_precision_is_close_on_thermal_structures(energy):
 
 @pytest.mark.parametrize("name", SOLVATED)
 def test_custom_solvents_are_compiled_and_are_those_of_openmm(name):
-    make: Callable[[], Molecule] = SOLVATED[name]
-    molecule = make()
+    molecule = SOLVATED[name]()
     energy = molecular_energy(molecule)
     assert isinstance(energy, CompiledEnergy)
     energy = CompiledEnergy(molecule, compile=False)
     assert "GeneralizedBorn" in repr(energy)
     reference = OpenMMEnergy(molecule, platform="Reference", workers=1)
-    generator = torch.Generator().manual_seed(5)
-    noise = torch.randn(6, molecule.n_atoms, 3, generator=generator, dtype=torch.float64)
-    spread = torch.tensor([0.003, 0.003, 0.03, 0.1, 0.3, 0.3])[:, None, None]
-    x = torch.tensor(molecule.positions) + spread * noise
+    x = torch.cat([structures(2, spread, molecule=molecule) for spread in (0.003, 0.03, 0.3)])
     expected, expected_force = energy_and_force(reference, x)
     result, force = energy_and_force(energy, x)
     torch.testing.assert_close(result, expected, rtol=1e-9, atol=1e-9)
@@ -270,10 +272,12 @@ def test_without_a_compiler_it_warns_and_runs_uncompiled(energy, monkeypatch):
     assert torch.equal(uncompiled(x), energy(x))  # and says it once: a second warning is an error
 
 
-def test_compiled_and_eager_are_the_same(energy):
-    fast = CompiledEnergy(MOLECULE)
+@pytest.mark.parametrize("name", [None, "amber19-gbn2"])
+def test_compiled_and_eager_are_the_same(name):
+    molecule = SOLVATED[name]() if name else MOLECULE
+    fast, energy = CompiledEnergy(molecule), CompiledEnergy(molecule, compile=False)
     for count in (300, 1, 16, 50):
-        x = structures(count, 0.02, torch.float32)
+        x = structures(count, 0.02, torch.float32, molecule)
         expected, expected_force = energy_and_force(energy, x)
         result, force = energy_and_force(fast, x)
         torch.testing.assert_close(result, expected, rtol=1e-5, atol=1e-2)

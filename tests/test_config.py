@@ -4,6 +4,7 @@ import pytest
 
 from pyrocg.config import SECTIONS, SYSTEMS, options, read_toml, resolve, to_toml
 from pyrocg.option import parse
+from pyrocg.system import build_model, build_schedule, build_system
 
 WELL = {"system": {"kind": "double-well"}}
 ALANINE = {"system": {"kind": "alanine-dipeptide"}}
@@ -17,7 +18,7 @@ GIVEN = {
 
 @pytest.mark.parametrize("system", SYSTEMS)
 @pytest.mark.parametrize("model", ["basins", "gaussian"])
-@pytest.mark.parametrize("schedule", ["fixed", "linear", "geometric", "adaptive"])
+@pytest.mark.parametrize("schedule", ["fixed", "linear", "geometric", "adaptive", "relative"])
 def test_toml_resolves_to_itself(system: str, model: str, schedule: str) -> None:
     given = GIVEN[system] | {"model": {"kind": model}, "schedule": {"kind": schedule}}
     config = resolve(given)
@@ -130,3 +131,18 @@ def test_read_toml_refuses_what_is_none(tmp_path) -> None:
         (tmp_path / "bad.toml").write_bytes(content)
         with pytest.raises(ValueError, match="expected TOML"):
             read_toml(tmp_path / "bad.toml")
+
+
+def test_the_papers_networks_and_tempering_rule_are_options() -> None:
+    config = resolve({**WELL, "model": {"kind": "paper"}, "schedule": {"kind": "relative"}})
+    assert (config.model.latent_dim, config.model.hidden) == (1, None)
+    schedule = build_schedule(config.schedule)
+    assert (schedule.max_relative_increase, schedule.max_kl_increase) == (1.0, None)
+    model = build_model(config, build_system(config), None)
+    widths = [m.out_features for m in model.encoder.mean.modules() if hasattr(m, "out_features")]
+    assert widths == [100, 100, 100, 1]
+
+
+def test_the_papers_networks_are_refused_for_other_systems() -> None:
+    with pytest.raises(ValueError, match=r"model\.kind: expected basins or gaussian"):
+        resolve({"system": {"kind": "peptide", "peptide": "AA"}, "model": {"kind": "paper"}})

@@ -29,6 +29,8 @@ __all__ = ["custom_gb", "polarization"]
 
 Array: TypeAlias = NDArray[np.float64]
 
+_VARIABLES = {"r", "I", "B", "B1", "B2", "x", "y", "z"}
+"""What expressions depend on beside parameters; everything else in a known form is a hole."""
 _SPHERES = (
     "select(step(r+outer-inner),"
     " 0.5*(1/L-1/U+0.25*(r-outer^2/r)*(1/(U^2)-1/(L^2))+0.5*log(L/U)/r), 0);"
@@ -125,8 +127,8 @@ class _Parameters:
         """Values of a pattern's holes, (n,) or (n, n), where it equals an expression."""
         form, tree = parse(pattern), _parsed(expression)
         known = self._of_pairs() if pairs else self.atoms
-        values = {**self.scalars, **known}
-        holes = names_in(form) - {"r", "I", "B", "B1", "B2"}
+        values = {k: v for k, v in {**self.scalars, **known}.items() if k not in _VARIABLES}
+        holes = names_in(form) - _VARIABLES
         found = unify(form, tree, holes, values)
         if found is None:
             return None
