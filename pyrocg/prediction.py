@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Estimate", "Histogram", "Prediction", "predict"]
 
+_HISTOGRAM_DRAWS = 200  # enough for a band, and a histogram has many bins
 _NEARLY_EQUAL = 0.95  # ESS above which weights differ too little for their tail to matter
 _DEFENSIVE = 0.05  # share of the samples spread evenly over the components of a mixture latent
 
@@ -100,7 +101,7 @@ class Prediction:
         energy_calls: configurations whose energy was evaluated here.
         nonfinite: how many of them had no finite energy.
         seed: of samples and intervals.
-        n_draws: draws of the Bayesian bootstrap behind each interval.
+        n_draws: draws of the Bayesian bootstrap behind each interval; at most 200 in histograms.
         warnings: when not to trust this, in words.
     """
 
@@ -216,9 +217,8 @@ class Prediction:
         if not float(weights.sum()) > 0:
             raise ValueError(f"expected samples between {limits}, got none; widen the limits")
         totals = torch.zeros(bins ** len(names), dtype=torch.float64)
-        draws = bootstrap_sums(
-            weights, torch.from_numpy(index), len(totals), self.n_draws, self.seed
-        )
+        n_draws = min(self.n_draws, _HISTOGRAM_DRAWS)
+        draws = bootstrap_sums(weights, torch.from_numpy(index), len(totals), n_draws, self.seed)
         totals.index_add_(0, torch.from_numpy(index), weights)
         volume = math.prod(float(edge[1] - edge[0]) for edge in edges)
         bounds = equal_tailed(draws / draws.sum(1, keepdim=True), self.level)
