@@ -18,8 +18,8 @@ LEVELS = [
     # 1: molecules and functions of positions
     "molecules observables zmatrix analysis",
     # 2: energies and coordinates
-    "energies.abstract energies.bonded energies.born energies.cmap energies.compiled energies.contexts "
-    "energies.conversion energies.expressions energies.implicit "
+    "energies.abstract energies.bonded energies.born energies.cmap energies.compiled "
+    "energies.contexts energies.conversion energies.expressions energies.implicit "
     "energies.nonbonded energies.openmm energies.program energies.quadrature energies.terms "
     "energies.toy coordinates intervals placement rotors",
     # 3: the target, and distributions given latents or coordinates

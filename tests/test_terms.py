@@ -115,7 +115,7 @@ def gbsa_obc() -> openmm.Force:
     force.setSolventDielectric(60.0)
     force.setSurfaceAreaEnergy(3.0)
     for i in range(N_ATOMS):
-        force.addParticle(0.4 * (-1) ** i, 0.12 + 0.02 * i, 0.8 if i else 0.05)
+        force.addParticle(0.4 * (-1) ** i, 0.12 + 0.02 * i, (0.05, 0.8, 1.5)[i % 3])
     return force
 
 
@@ -386,6 +386,34 @@ def rewritten(computed: dict[int, str] | None = None, **energies: str) -> openmm
     return force
 
 
+def other_energy(index: int, old: str, new: str, kappa: float = 0.0) -> openmm.Force:
+    """OBC2 with a part of an energy in other words."""
+    force = custom_gb("GBSAOBC2Force", kappa)
+    expression, kind = force.getEnergyTermParameters(index)
+    force.setEnergyTermParameters(index, expression.replace(old, new), kind)
+    return force
+
+
+def uneven_neck() -> openmm.Force:
+    force = custom_gb("GBSAGBnForce")
+    name, expression, kind = force.getComputedValueParameters(0)
+    force.setComputedValueParameters(0, name, expression.replace("1+100*", "1+or1*"), kind)
+    return force
+
+
+def off_the_table() -> openmm.Force:
+    force = custom_gb("GBSAGBnForce")
+    *parameters, _ = force.getParticleParameters(3)
+    force.setParticleParameters(3, [*parameters, 7.0])
+    return force
+
+
+def confusing_parameter() -> openmm.Force:
+    force = rewritten(SingleParticle="x*charge/B")
+    force.addGlobalParameter("x", 1.0)
+    return force
+
+
 def third_value() -> openmm.Force:
     force = custom_gb("GBSAOBC2Force")
     force.addComputedValue("C", "2*B", force.SingleParticle)
@@ -410,6 +438,11 @@ UNKNOWN = [
     (third_value, "computed values are not I, then B"),
     (excluded_pairs, "an energy of pairs has exclusions"),
     (negative_radius, "radius of an atom is not positive"),
+    (uneven_neck, "square is not the same for all pairs"),
+    (off_the_table, "an index of a tabulated function is outside of its table"),
+    (confusing_parameter, "energy of atoms is not that of HCT"),
+    (partial(other_energy, 0, "kappa=1", "kappa=2", kappa=1.0), "kappa is not the same everywhere"),
+    (partial(other_energy, 2, "charge1", "or1"), "an energy of pairs depends on their order"),
     (partial(rewritten, {1: "1/(1/or-sin(I*or)/(or+0.009))"}), "B is not that of HCT, OBC1"),
     (partial(rewritten, {1: "1/(1/or-tanh(psi^2)/or); psi=I*or"}), "B is not that of HCT, OBC1"),
     (partial(rewritten, {0: "1/(r+or1+sr2)"}), "I is not that of HCT"),
