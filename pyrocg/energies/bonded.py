@@ -65,7 +65,7 @@ class HarmonicAngles(BondedTerm):
         return 0.5 * torque * bend, (arm_a, arm_c)
 
 
-class _Torsions(BondedTerm):
+class Torsions(BondedTerm):
     r"""Functions of a torsion, through its cosine and sine: no inverse function, no branch.
 
     With :math:`f = x_1 - x_2, g = x_2 - x_3, h = x_4 - x_3` the normals are :math:`a = f \times g`
@@ -95,7 +95,7 @@ class _Torsions(BondedTerm):
 
 
 @dataclass(frozen=True, eq=False)
-class PeriodicTorsions(_Torsions):
+class PeriodicTorsions(Torsions):
     r"""Torsions, :math:`c_0 + \sum_{n \ge 1} (a_n \cos n\phi + b_n \sin n\phi)`.
 
     A torsion :math:`k (1 + \cos(n\phi - \delta))` has :math:`c_0 = k, a_n = k \cos\delta,
@@ -126,7 +126,7 @@ class PeriodicTorsions(_Torsions):
 
 
 @dataclass(frozen=True, eq=False)
-class RBTorsions(_Torsions):
+class RBTorsions(Torsions):
     r"""Ryckaert-Bellemans torsions, :math:`\sum_{n=0}^{5} c_n (-\cos\phi)^n`."""
 
     atoms: Tensor

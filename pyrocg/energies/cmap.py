@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pyrocg.energies.bonded import _Torsions
+from pyrocg.energies.bonded import Torsions
 
 __all__ = ["CMAPTorsions", "cmap_torsions"]
 
@@ -20,7 +20,7 @@ _HERMITE = np.array([[1, 0, 0, 0], [0, 0, 1, 0], [-3, 3, -2, -1], [2, -2, 1, 1]]
 
 
 @dataclass(frozen=True, eq=False)
-class CMAPTorsions(_Torsions):
+class CMAPTorsions(Torsions):
     r"""Pairs of torsions, :math:`\sum_{k, l = 0}^{3} c_{kl} s^k t^l` in the grid cell they are in.
 
     With :math:`s, t \in [0, 1)` the place of the two torsions in their cell: the natural bicubic
