@@ -126,7 +126,7 @@ def find_basins(
     With ``cover``, further centres fill the gaps between them: the starts are minimised again with
     their columns held fixed, and of those within ``max_energy`` of the lowest minimum the farthest
     from all centres becomes the next centre, until none is farther than ``cover``. So passes and
-    flanks have components of their own too, and training cannot leave them out.
+    flanks have components of their own too, trained with the same share of the samples.
 
     With more than three columns, or one that is not circular, there is no filling and the minima
     are the only centres (``n_minima`` is then their number): give the three ``columns`` that

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import os
 import pickle
 import signal
@@ -151,6 +152,9 @@ def test_no_positions_raise(molecule, platform, value):
     energy = OpenMMEnergy(molecule, platform=platform, workers=1)
     x = torch.full((2, molecule.n_atoms, 3), value, dtype=torch.float64, requires_grad=True)
     energy(x).sum().backward()
+    assert x.grad.shape == x.shape
+    assert energy.calls == 2
+    assert energy.nonfinite == 2 or math.isfinite(value)
 
 
 def test_copies_do_not_share_contexts(molecule, single):
