@@ -40,6 +40,7 @@ from pyrocg.decoders import CouplingDecoder
 from pyrocg.encoders import BasinPartition, MixtureEncoder, PartitionEncoder
 from pyrocg.priors import PriorProgram, StandardNormalPrior, StratifiedPrior, as_prior
 from pyrocg.target import BoltzmannTarget
+from pyrocg.weights import log_mean_exp
 
 __all__ = ["CoarseGrainedModel", "ExtendedTarget", "Generator", "Samples"]
 
@@ -113,13 +114,17 @@ class ExtendedTarget(nn.Module):
             score = self.temper * log_boltzmann + log_abs_det
             # no energy, no weight: Pyro refuses NaN
             pyro.factor("boltzmann", torch.where(score.isnan(), -torch.inf, score))
-            encoded = self.encoder(u)
-            if isinstance(encoded, TorchDistributionMixin):
-                pyro.sample("z", encoded)
-                if self.program is not None:
-                    with poutine.block(hide=["z"]):
-                        self.program()
+            self.encode(u)
             return x
+
+    def encode(self, u: Tensor) -> None:
+        """Draw the latent sites given u, shape ``(..., n_coordinates)``."""
+        encoded = self.encoder(u)
+        if isinstance(encoded, TorchDistributionMixin):
+            pyro.sample("z", encoded)
+            if self.program is not None:
+                with poutine.block(hide=["z"]):
+                    self.program()
 
 
 @dataclass(frozen=True)
@@ -131,7 +136,7 @@ class Samples:
         x: configurations, shape ``(n, *event_shape)``, nm for molecules.
         latents: values of the guide's other sites, shape ``(n, ...)`` each.
         log_weights: :math:`-t\beta U + \log|\partial T/\partial u| + \log r - \log p - \log q`,
-            shape ``(n,)``.
+            averaged over the latents as :meth:`CoarseGrainedModel.sample` says, shape ``(n,)``.
         reduced_energy: :math:`\beta U` (without t), shape ``(n,)``.
         latent_log_ratio: :math:`\log r(z|u) - \log p(z)`, shape ``(n,)``; its mean bounds the
             information in z about u from below (Barber and Agakov 2003), so near 0 means that
@@ -289,15 +294,24 @@ class CoarseGrainedModel(nn.Module):
         self.model.temper.fill_(t)
 
     @torch.no_grad()
-    def sample(self, num_samples: int, exact: bool = True) -> Samples:
-        """Draw from the generator and weight by the extended target at the current t.
+    def sample(self, num_samples: int, exact: bool = True, encoder_draws: int = 0) -> Samples:
+        r"""Draw from the generator and weight by the extended target at the current t.
 
         The weights come from tracing the guide and replaying the model on it, so they hold for
-        every prior, decoder and encoder, the user's included.
+        every prior, decoder and encoder, the user's included. With K encoder draws,
+
+        .. math:: w = \pi(u) \Big/ \frac{1}{K+1} \sum_{j=0}^{K} \frac{p(z_j)\, q(u|z_j)}{r(z_j|u)},
+                  \quad z_0, u \sim p\, q, \quad z_1, \ldots, z_K \sim r(z|u),
+
+        the weight is averaged over latents that could have given the same u. Its mean is Z for
+        every K, the mean of its logarithm rises with K towards the bound of the marginal q(u), and
+        it costs no energies. Source: Sobolev and Vetrov (2019), "Importance weighted hierarchical
+        variational inference".
 
         Args:
             num_samples: number of samples n; one batch, so memory grows with it.
             exact: weigh with the uncapped energy, the default.
+            encoder_draws: K; each costs one density of the decoder.
         """
         guide = poutine.trace(self.guide).get_trace(num_samples)
         capped = self.model.target
@@ -309,14 +323,38 @@ class CoarseGrainedModel(nn.Module):
         log_model, log_guide = _log_probs(model, num_samples), _log_probs(guide, num_samples)
         names = [name for name in log_guide if name != "u"]
         log_boltzmann: Any = model.nodes["log_boltzmann"]["value"]
+        u: Any = guide.nodes["u"]["value"]
+        log_weights: Any = sum(log_model.values()) - sum(log_guide.values())
+        if encoder_draws:
+            ratio = sum(log_guide.values()) - sum(log_model[name] for name in names)
+            ratios = [ratio] + [self._log_ratio(u) for _ in range(encoder_draws)]
+            log_weights = log_weights + ratio - log_mean_exp(torch.stack(ratios))
         return Samples(
-            u=guide.nodes["u"]["value"],
+            u=u,
             x=model.nodes["x"]["value"],
             latents={name: guide.nodes[name]["value"] for name in names},
-            log_weights=sum(log_model.values()) - sum(log_guide.values()),
+            log_weights=log_weights,
             reduced_energy=-log_boltzmann,
             latent_log_ratio=log_model["z"] - log_guide["z"],
         )
+
+    def _log_ratio(self, u: Tensor) -> Tensor:
+        """log p(z) q(u|z) / r(z|u) at latents drawn from r(z|u), shape (n,)."""
+        n = len(u)
+
+        def encode() -> None:
+            with pyro.plate("samples", n, dim=-1):
+                self.model.encode(u)
+
+        encoded = poutine.trace(encode).get_trace()
+        latents = {
+            name: site["value"]
+            for name, site in encoded.nodes.items()
+            if site["type"] == "sample" and not site_is_subsample(site)
+        }
+        generator = poutine.condition(self.guide, data={**latents, "u": u})
+        scored = poutine.trace(generator).get_trace(n)
+        return sum(_log_probs(scored, n).values()) - sum(_log_probs(encoded, n).values())
 
     @torch.no_grad()
     def encode(self, x: Tensor, num_samples: int = 1) -> dict[str, Tensor]:

@@ -160,6 +160,41 @@ def test_weights_are_the_formula():
     torch.testing.assert_close(s.latent_log_ratio, information)
 
 
+def test_encoder_draws_average_over_the_latents():
+    """With the encoder's variance v instead of 1/2, K = 0 loses the KL of r and K -> inf nothing."""
+    cg, variance = solved_model(), 1.0
+    cg.encoder.log_variance.value.data.fill_(1.0)  # of variance 1
+    ratio = POSTERIOR_VARIANCE / variance
+    lost = 0.5 * (ratio - 1 - math.log(ratio))
+    log_z = cg.target.energy.log_z()
+    losses = []
+    for draws in (0, 1, 30):
+        log_w = cg.sample(20_000, encoder_draws=draws).log_weights
+        error = (log_w.std() / math.sqrt(len(log_w))).item()
+        losses.append(log_z - log_w.mean().item())
+        assert losses[-1] > -4 * error
+        assert log_mean_exp(log_w).item() == pytest.approx(
+            log_z, abs=4 * log_mean_exp_error(log_w).item()
+        )
+    assert losses[0] == pytest.approx(lost, abs=0.01)
+    assert losses[1] < 0.8 * lost
+    assert losses[2] < 0.05 * lost
+
+
+def test_encoder_draws_keep_z_for_every_prior(cg):
+    log_z = DoubleWell().log_z()
+    plain, averaged = (
+        cg.sample(20_000, encoder_draws=draws).log_weights.double() for draws in (0, 4)
+    )
+    found = log_mean_exp(averaged).item()
+    assert found == pytest.approx(
+        log_mean_exp(plain).item(),
+        abs=4 * (log_mean_exp_error(plain) + log_mean_exp_error(averaged)).item(),
+    )
+    assert averaged.mean().item() < log_z + 4 * (averaged.std() / math.sqrt(20_000)).item()
+    assert averaged.mean().item() > plain.mean().item() - 4 * (plain.std() / 141).item()
+
+
 def test_elbo_is_log_z_where_the_family_holds_the_answer():
     cg = solved_model()
     log_w = cg.sample(100).log_weights
