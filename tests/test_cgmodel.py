@@ -161,7 +161,7 @@ def test_weights_are_the_formula():
 
 
 def test_encoder_draws_average_over_the_latents():
-    """With the encoder's variance v instead of 1/2, K = 0 loses the KL of r and K -> inf nothing."""
+    """With a wrong variance of the encoder, K = 0 loses its KL and large K nearly nothing."""
     cg, variance = solved_model(), 1.0
     cg.encoder.log_variance.value.data.fill_(1.0)  # of variance 1
     ratio = POSTERIOR_VARIANCE / variance
