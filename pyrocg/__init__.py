@@ -20,7 +20,7 @@ _PUBLIC = {
     "target": ("BoltzmannTarget",),
     "coordinates": ("CartesianCoordinates", "IdentityCoordinates", "InternalCoordinates"),
     "basins": ("Basins", "find_basins"),
-    "distributions": ("MixedNormal", "StratifiedCategorical", "WrappedNormal"),
+    "distributions": ("MixedNormal", "MoebiusNormal", "StratifiedCategorical", "WrappedNormal"),
     "priors": (
         "FlowPrior",
         "GaussianMixturePrior",

@@ -14,7 +14,7 @@ import torch
 from pyro.distributions import TorchDistribution, constraints
 from torch import Tensor, nn
 
-from pyrocg.distributions import MixedNormal, wrap, wrapped_normal_log_prob
+from pyrocg.distributions import MixedNormal, MoebiusNormal
 from pyrocg.networks import MLP, ConstantOutput, constant_or_mlp
 
 __all__ = ["CouplingDecoder", "GaussianDecoder"]
@@ -105,12 +105,14 @@ class CouplingDecoder(nn.Module):
     Circular coordinates :math:`\tau` (torsions) and real coordinates v (the rest):
 
     .. math::
-        \tau &= c_k + B_k z + m(z, k) + \sigma(z, k)\, \epsilon_\tau \pmod{2\pi} \\
+        \tau &= c_k + B_k z + m(z, k) + h_{\omega}(\sigma(z, k)\, \epsilon_\tau) \pmod{2\pi} \\
         v &= a_k + A_k \sin(\tau - c_k) + C_k z + L_k\, f(\epsilon_v;\, \tau, z, k)
 
-    with f a chain of affine couplings (Dinh, Sohl-Dickstein and Bengio 2017) with bounded log
-    scales, starting at the identity. :meth:`start_linear` sets the constants, for instance to the
-    Laplace approximation of each basin, so that training begins close to the answer.
+    with h the Möbius map of :class:`~pyrocg.distributions.MoebiusNormal`, whose :math:`\omega` is a
+    function of z and k, and f a chain of affine couplings (Dinh, Sohl-Dickstein and Bengio 2017)
+    with bounded log scales, both starting at the identity. :meth:`start_linear` sets the constants,
+    for instance to the Laplace approximation of each basin, so that training begins close to the
+    answer.
 
     Args:
         circular: which coordinates are circular, shape ``(n_coordinates,)``.
@@ -158,7 +160,7 @@ class CouplingDecoder(nn.Module):
         self.torsion_network: nn.Module = ConstantOutput(0)
         if n_circular:
             self.torsion_network = MLP(
-                latent_dim + n_components, torsion_hidden, 2 * n_circular, zero_output=True
+                latent_dim + n_components, torsion_hidden, 4 * n_circular, zero_output=True
             )
         n_condition = 2 * n_circular + latent_dim + n_components
         self.couplings = nn.ModuleList(
@@ -182,13 +184,15 @@ class CouplingDecoder(nn.Module):
             return torch.empty(*k.shape, 0, dtype=dtype, device=k.device)
         return nn.functional.one_hot(k, self.n_components).to(dtype)
 
-    def torsion_parameters(self, z: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
-        """Location and scale of the circular coordinates."""
+    def torsions(self, z: Tensor, k: Tensor) -> MoebiusNormal:
+        """Distribution of the circular coordinates given the latents."""
         inputs = torch.cat([z, self.one_hot(k, z.dtype)], dim=-1)
-        shift, log_scale = self.torsion_network(inputs).chunk(2, dim=-1)
-        linear = _apply(self.loadings, k, z)
-        loc = self.centres[k] + linear + shift
-        return loc, (self.log_scale[k] + log_scale).clamp(-7.0, math.log(4.0) - 1e-4).exp()
+        shift, log_scale, *warp = self.torsion_network(inputs).chunk(4, dim=-1)
+        loc = self.centres[k] + _apply(self.loadings, k, z) + shift
+        scale = (self.log_scale[k] + log_scale).clamp(-7.0, math.log(4.0) - 1e-4).exp()
+        w = torch.stack(warp, dim=-1)
+        omega = w / (1.0 + w.square().sum(-1, keepdim=True)).sqrt()
+        return MoebiusNormal(loc, scale, omega, validate_args=False)
 
     def condition(self, tau: Tensor, z: Tensor, k: Tensor) -> Tensor:
         """What the couplings are told about the torsions and the latents."""
@@ -293,9 +297,9 @@ class CouplingDistribution(TorchDistribution):
         d = self.decoder
         shape = torch.Size(sample_shape) + self.batch_shape
         z, k = self.z.expand(*shape, self.z.shape[-1]), self.k.expand(shape)
-        loc, scale = d.torsion_parameters(z, k)
-        tau = wrap(loc + scale * torch.randn_like(loc))
-        log_prob = wrapped_normal_log_prob(tau, loc, scale).sum(-1)
+        torsions = d.torsions(z, k)
+        tau = torsions.rsample()
+        log_prob = torsions.log_prob(tau).sum(-1)
         xi = torch.randn(*shape, len(d.real_index), dtype=z.dtype, device=z.device)
         log_prob = log_prob - 0.5 * (xi.square() + math.log(2 * math.pi)).sum(-1)
         condition = d.condition(tau, z, k)
@@ -313,8 +317,7 @@ class CouplingDistribution(TorchDistribution):
             return self._drawn[1]
         d, z, k = self.decoder, self.z, self.k
         tau, v = value.index_select(-1, d.circular_index), value.index_select(-1, d.real_index)
-        loc, scale = d.torsion_parameters(z, k)
-        log_prob = wrapped_normal_log_prob(tau, loc, scale).sum(-1)
+        log_prob = d.torsions(z, k).log_prob(tau).sum(-1)
         residual = v - d.conditional_centre(tau, z, k)
         xi = _apply(d.inverse_tril.mT, k, residual)
         condition = d.condition(tau, z, k)

@@ -7,6 +7,7 @@ from pyro import poutine
 from torch import nn
 
 from pyrocg.decoders import AffineCoupling, CouplingDecoder, GaussianDecoder
+from pyrocg.distributions import moebius
 from pyrocg.networks import ConstantOutput
 
 F64 = torch.float64
@@ -77,8 +78,8 @@ def test_both_densities_have_the_same_gradients(conditional):
 def noise_to_u(decoder, z, k, noise):
     """The map of the formula, written out again from the decoder's parts, without wrapping."""
     n_circular = len(decoder.circular_index)
-    loc, scale = decoder.torsion_parameters(z, k)
-    tau = loc + scale * noise[:n_circular]
+    torsions = decoder.torsions(z, k)
+    tau = torsions.loc + moebius(torsions.scale * noise[:n_circular], torsions.omega)[0]
     xi, condition = noise[n_circular:], decoder.condition(tau, z, k)
     for coupling in decoder.couplings:
         xi, _ = coupling(xi, condition)

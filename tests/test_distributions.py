@@ -7,7 +7,14 @@ import torch
 from pyro import poutine
 from scipy import stats
 
-from pyrocg.distributions import MixedNormal, StratifiedCategorical, WrappedNormal, wrap
+from pyrocg.distributions import (
+    MixedNormal,
+    MoebiusNormal,
+    StratifiedCategorical,
+    WrappedNormal,
+    moebius,
+    wrap,
+)
 
 TWO_PI = 2 * math.pi
 GRID = torch.linspace(-math.pi, math.pi, 4001, dtype=torch.float64)[:-1]
@@ -57,8 +64,12 @@ def test_wrapped_normal_is_periodic_in_value_and_location():
 
 @pytest.mark.parametrize(("loc", "scale"), [(3.0, 0.3), (-1.0, 1.2), (0.0, 3.0)])
 def test_wrapped_normal_samples_follow_the_density(loc, scale):
+    assert kolmogorov_smirnov(WrappedNormal(*torch.tensor([loc, scale], dtype=torch.float64)))
+
+
+def kolmogorov_smirnov(d):
+    """Whether samples agree with the density, by a test that refuses one in a hundred."""
     torch.manual_seed(0)
-    d = WrappedNormal(*torch.tensor([loc, scale], dtype=torch.float64))
     draws = d.sample((4000,))
     assert bool((draws.abs() <= math.pi).all())
     cumulative = torch.cat(
@@ -69,7 +80,7 @@ def test_wrapped_normal_samples_follow_the_density(loc, scale):
     def cdf(x):
         return stats.rv_histogram((cumulative.diff().numpy(), nodes.numpy()), density=False).cdf(x)
 
-    assert stats.kstest(draws.numpy(), cdf).pvalue > 0.01
+    return stats.kstest(draws.numpy(), cdf).pvalue > 0.01
 
 
 def test_wrapped_normal_is_reparametrised():
@@ -110,6 +121,87 @@ def test_wrapped_normal_in_a_plate_with_validation():
 def test_wrapped_normal_refuses_scales_it_cannot_sum(scale):
     with pytest.raises(ValueError, match="scale"):
         WrappedNormal(torch.zeros(()), torch.tensor(scale), validate_args=True)
+
+
+# MoebiusNormal
+
+OMEGAS = [[0.0, 0.0], [-0.4, 0.0], [0.2, -0.6], [-0.9, 0.3]]
+
+
+def moebius_normal(omega, loc=2.5, scale=0.9):
+    return MoebiusNormal(*torch.tensor([loc, scale], dtype=torch.float64), tensor(omega))
+
+
+def tensor(values):
+    return torch.tensor(values, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("omega", OMEGAS)
+def test_moebius_maps_the_circle_onto_itself(omega):
+    angle = torch.linspace(-3.0, 3.0, 13, dtype=torch.float64, requires_grad=True)
+    mapped, log_slope = moebius(angle, tensor(omega))
+    z, w = torch.polar(torch.ones_like(angle), angle), complex(*omega)
+    expected = (1 - abs(w) ** 2) / (z - w).abs() ** 2 * (z - w) - w
+    torch.testing.assert_close(torch.polar(torch.ones_like(mapped), mapped), expected)
+    torch.testing.assert_close(torch.autograd.grad(mapped.sum(), angle)[0], log_slope.exp())
+    back, log_slope_back = moebius(mapped, -tensor(omega))
+    torch.testing.assert_close(back, angle)
+    torch.testing.assert_close(log_slope_back, -log_slope)
+
+
+@pytest.mark.parametrize("omega", OMEGAS)
+def test_moebius_normal_is_normalised_and_periodic(omega):
+    d = moebius_normal(omega)
+    assert (d.log_prob(GRID).exp().mean() * TWO_PI).item() == pytest.approx(1.0, abs=1e-6)
+    torch.testing.assert_close(d.log_prob(GRID + TWO_PI), d.log_prob(GRID))
+
+
+@pytest.mark.parametrize("omega", OMEGAS[:3])
+def test_moebius_normal_samples_follow_the_density(omega):
+    assert kolmogorov_smirnov(moebius_normal(omega))
+
+
+def test_moebius_normal_without_a_map_is_the_wrapped_normal():
+    wrapped = WrappedNormal(tensor(2.5), tensor(0.9))
+    torch.testing.assert_close(moebius_normal([0.0, 0.0]).log_prob(GRID), wrapped.log_prob(GRID))
+
+
+def test_moebius_normal_covers_a_barrier_that_a_wrapped_normal_misses():
+    """A von Mises density of κ = 2.5: the best wrapped normal has weights above 20."""
+    target = dist.VonMises(tensor(0.0), tensor(2.5)).log_prob(GRID)
+
+    def largest_weight(d):
+        return (target - d.log_prob(GRID)).max().exp().item()
+
+    scales = torch.linspace(0.4, 1.6, 49, dtype=torch.float64)
+    radii = torch.linspace(0.0, 0.6, 25, dtype=torch.float64)
+
+    def divergence(d):
+        return ((d.log_prob(GRID) - target) * d.log_prob(GRID).exp()).mean().item()
+
+    narrow = min((WrappedNormal(tensor(0.0), s) for s in scales), key=divergence)
+    carried = min(
+        (MoebiusNormal(tensor(0.0), s, torch.stack([-r, 0 * r])) for s in scales for r in radii),
+        key=divergence,
+    )
+    assert largest_weight(narrow) > 20
+    assert largest_weight(carried) < 2
+
+
+def test_moebius_normal_gradients():
+    torch.manual_seed(0)
+    x = torch.rand(4, dtype=torch.float64) * 6 - 3
+    inputs = [tensor(v).requires_grad_() for v in (0.4, 0.8, [-0.3, 0.2])]
+    assert torch.autograd.gradcheck(lambda *a: MoebiusNormal(*a).log_prob(x), inputs)
+    x = MoebiusNormal(*inputs).rsample((10,))
+    assert all(bool(g.isfinite().all()) for g in torch.autograd.grad(x.sum(), inputs))
+
+
+def test_moebius_normal_expands_and_checks_its_parameter():
+    d = MoebiusNormal(torch.zeros(3), torch.ones(3), torch.zeros(3, 2)).expand([5, 3])
+    assert d.batch_shape == d.sample().shape == d.log_prob(d.sample()).shape == (5, 3)
+    with pytest.raises(ValueError, match="unit disc"):
+        MoebiusNormal(torch.zeros(1), torch.ones(1), torch.ones(1, 2), validate_args=True)
 
 
 # MixedNormal
