@@ -68,6 +68,10 @@ def with_force(force: openmm.Force) -> Molecule:
     return dataclasses.replace(MOLECULE, system=system)
 
 
+def refused() -> openmm.Force:
+    return openmm.CustomCentroidBondForce(2, "distance(g1,g2)^2")
+
+
 @pytest.mark.parametrize("spread", [0.0, 0.005, 0.03, 0.1, 0.3])
 def test_energies_and_forces_are_those_of_openmm(energy, spread):
     x = structures(20, spread)
@@ -220,8 +224,8 @@ def test_it_works_without_gradients_and_in_inference_mode(energy):
 
 
 def test_a_force_without_a_term_is_refused_by_class_and_index():
-    with pytest.raises(UnsupportedForceError, match=r"CustomExternalForce \(force 5\)"):
-        CompiledEnergy(with_force(openmm.CustomExternalForce("x^2")))
+    with pytest.raises(UnsupportedForceError, match=r"CustomCentroidBondForce \(force 5\)"):
+        CompiledEnergy(with_force(refused()))
 
 
 def test_a_disagreement_with_openmm_is_refused(monkeypatch):
@@ -244,10 +248,10 @@ def test_the_engine_is_chosen_and_says_why():
     assert isinstance(named, OpenMMEnergy)
     assert named.engine_reason == "asked for"
     assert isinstance(molecular_energy(MOLECULE, "compiled"), CompiledEnergy)
-    other = with_force(openmm.CustomExternalForce("x^2"))
+    other = with_force(refused())
     fallback = molecular_energy(other)
     assert isinstance(fallback, OpenMMEnergy)
-    assert "CustomExternalForce (force 5)" in fallback.engine_reason
+    assert "CustomCentroidBondForce (force 5)" in fallback.engine_reason
     with pytest.raises(UnsupportedForceError):
         molecular_energy(other, "compiled")
     with pytest.raises(ValueError, match="'auto', 'compiled' or 'openmm'"):

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import numpy as np
 import openmm
 import pytest
+import torch
 
-from pyrocg.energies.expressions import Call, Name, Number, evaluate, names_in, parse, unify
+from pyrocg.energies.expressions import Call, Name, Number, names_in, parse, substitute, unify
+from pyrocg.energies.formulas import Formula, evaluate
 
 VALUES = {"x": 0.7, "y": -1.3, "z": 2.0}
 EXPRESSIONS = [
@@ -27,6 +28,12 @@ EXPRESSIONS = [
     "min(x,y)*max( x , z )",
     "a*x; a=b+1; b=y^2",
     "b; c=2; b=x+y;",
+    "a+a*b; a=b^2; b=c-1; c=x*c; c=y",
+    "x -y- -z",
+    "sqrt( square(y) + cube(x) )*recip(z)+sin(x)/sec(y)-csc(z)^cos(x)",
+    "tan(x)+cot(y)+asin(x)-acos(x)*atan(z)+atan2(y,x)+sinh(y)*cosh(x)/tanh(z)",
+    "erf(x)+erfc(y)+step(x)-step(y)+delta(x)+delta(0)+step(0)",
+    "floor(y)+ceil(y)*floor(x)+abs(x)+select(step(y),x,z)+select(x,y,log(y))",
 ]
 
 
@@ -42,8 +49,12 @@ def test_values_are_those_of_openmm(text):
     context = openmm.Context(system, openmm.VerletIntegrator(0.001), platform)
     context.setPositions([(0, 0, 0)])
     expected = context.getState(getEnergy=True).getPotentialEnergy()._value
-    values = {name: np.asarray(value) for name, value in VALUES.items()}
-    assert float(evaluate(parse(text), values, {})) == pytest.approx(expected, rel=1e-14)
+    values = {name: torch.tensor(v, dtype=torch.float64) for name, v in VALUES.items()}
+    assert float(evaluate(parse(text), values)) == pytest.approx(expected, rel=1e-14)
+    # the same with every name a variable, whose steps run when the formula is called
+    formula = Formula.of(parse(text), list(VALUES), {})
+    result, _ = formula({name: v.expand(1, 2) for name, v in values.items()})
+    assert result.tolist() == [pytest.approx([expected] * 2, rel=1e-14)]
 
 
 def test_a_tree_by_hand():
@@ -70,10 +81,33 @@ def test_holes_are_filled_consistently():
     assert unify(pattern, parse("q/r+q*r^3"), holes, {"q"}) is None
 
 
+def test_calls_are_replaced_from_the_inside_and_shared_parts_once():
+    seen = []
+
+    def replace(call):
+        seen.append(call)
+        return Number(len(call.arguments)) if call.function == "f" else None
+
+    tree = substitute(parse("a+a; a=f(f(x),2)^y"), replace)
+    assert tree == parse("a+a; a=2^y")
+    assert [call.function for call in seen] == ["f", "f", "^", "+"]
+
+
+def test_definitions_from_outside_and_definitions_of_definitions_stay_small():
+    assert parse("a*b; b=a", {"a": Number(3.0)}) == parse("3*3")
+    doubled = ";".join(f"a{k}=a{k + 1}+a{k + 1}" for k in range(60))
+    tree = parse(f"a0;{doubled};a60=x")
+    assert names_in(tree) == {"x"}
+    formula = Formula.of(substitute(tree, lambda call: None), ["x"], {})
+    assert len(formula.steps) == 61
+    value, slopes = formula({"x": torch.ones(1, 1).double()})
+    assert value.item() == slopes["x"].item() == 2.0**60
+
+
 def test_unknown_functions_and_variables_are_named():
-    with pytest.raises(ValueError, match="known function, got 'erfc'"):
-        evaluate(parse("erfc(2)"), {}, {})
-    with pytest.raises(KeyError, match="q"):
-        evaluate(parse("q"), {}, {})
-    doubled = evaluate(parse("twice(3)"), {}, {"twice": lambda a: 2 * a})
-    assert float(doubled) == 6.0
+    with pytest.raises(ValueError, match="known function, got 'gamma' of 1"):
+        evaluate(parse("gamma(2)"), {})
+    with pytest.raises(ValueError, match="known function, got 'min' of 3"):
+        Formula.of(parse("min(r,2,3)"), ["r"], {})
+    with pytest.raises(ValueError, match="a variable or a parameter, got 'q'"):
+        evaluate(parse("q"), {})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import partial
 
 import numpy as np
@@ -13,6 +14,8 @@ from openmm.app.internal import customgbforces
 
 from pyrocg.energies.contexts import BatchContext, ContextSetup
 from pyrocg.energies.conversion import UnsupportedForceError, terms_of
+from pyrocg.energies.customgb import general_gb
+from pyrocg.energies.implicit import custom_gb as known_solvent
 from pyrocg.energies.terms import Potential
 
 N_ATOMS = 6
@@ -183,17 +186,24 @@ def reference(system: openmm.System, x: np.ndarray) -> tuple[np.ndarray, np.ndar
     return energies, forces
 
 
-@pytest.mark.parametrize("spread", [0.02, 0.05, 0.2])
+def agrees_with_openmm(make: Callable[[], openmm.Force]) -> None:
+    """Energies and forces on thermal, distorted and overlapping structures."""
+    system = system_of(make())
+    potential = Potential.of(terms_of(system), N_ATOMS)
+    for spread in (0.02, 0.05, 0.2):
+        x = structures(spread)
+        energies, forces = reference(system, x)
+        energy, gradient = potential.energy_and_gradient(torch.tensor(x))
+        # energies of opposite sign cancel, and a force is only as precise as the largest of its sum
+        scale = np.abs(forces).max(axis=(1, 2))
+        np.testing.assert_allclose(energy, energies, rtol=1e-9, atol=1e-12 * (1 + scale.max()))
+        error = np.abs(gradient.numpy() + forces).max(axis=(1, 2))
+        assert (error <= 1e-10 * (scale + 1e-3)).all()
+
+
 @pytest.mark.parametrize("name", FORCES)
-def test_a_term_agrees_with_openmm(name, spread):
-    system = system_of(FORCES[name]())
-    x = structures(spread)
-    energies, forces = reference(system, x)
-    energy, gradient = Potential.of(terms_of(system), N_ATOMS).energy_and_gradient(torch.tensor(x))
-    # energies of opposite sign cancel, and a force is only as precise as the largest of its sum
-    scale = np.abs(forces).max(axis=(1, 2))
-    np.testing.assert_allclose(energy, energies, rtol=1e-9, atol=1e-12 * (1 + scale.max()))
-    assert (np.abs(gradient.numpy() + forces).max(axis=(1, 2)) <= 1e-10 * (scale + 1e-3)).all()
+def test_a_term_agrees_with_openmm(name):
+    agrees_with_openmm(FORCES[name])
 
 
 @pytest.mark.parametrize("name", FORCES)
@@ -348,7 +358,7 @@ def test_an_overlap_in_float32_is_infinite_not_nan():
 
 
 def custom() -> openmm.Force:
-    return openmm.CustomExternalForce("x^2")
+    return openmm.CustomCentroidBondForce(2, "distance(g1,g2)^2")
 
 
 def ewald() -> openmm.Force:
@@ -432,7 +442,12 @@ def negative_radius() -> openmm.Force:
     return force
 
 
+def of_positions() -> openmm.Force:
+    return rewritten(SingleParticle="x*charge/B")
+
+
 F = "f=sqrt(r^2+B1*B2*exp(-r^2/(4*B1*B2)))"
+UNCOVERED = (of_positions, off_the_table, confusing_parameter, negative_radius)
 UNKNOWN = [
     (solvent_cutoff, "nonbonded method is not NoCutoff"),
     (third_value, "computed values are not I, then B"),
@@ -449,16 +464,84 @@ UNKNOWN = [
     (partial(rewritten, SingleParticle="charge*B"), "energy of atoms is not that of HCT"),
     (partial(rewritten, SingleParticle="charge/B"), "second energy of polarization of atoms"),
     (partial(rewritten, SingleParticle="or*(or/B)^6"), "second energy of surface"),
-    (partial(rewritten, SingleParticle="x*charge/B"), "energy of atoms is not that of HCT"),
+    (of_positions, "energy of atoms is not that of HCT"),
     (partial(rewritten, ParticlePairNoExclusions="charge1/r"), "energy of pairs is not that"),
     (partial(rewritten, ParticlePairNoExclusions=f"or1*or2/f; {F}"), "second energy of polar"),
 ]
 
 
 @pytest.mark.parametrize(("make", "reason"), UNKNOWN)
-def test_another_solvent_is_refused_by_class_and_index(make, reason):
+def test_another_solvent_is_not_a_known_one(make, reason):
+    with pytest.raises(UnsupportedForceError, match=reason):
+        known_solvent(make())
+
+
+@pytest.mark.parametrize("make", [make for make, _ in UNKNOWN if make not in UNCOVERED])
+def test_another_solvent_is_compiled_as_it_is_written(make):
+    (term,) = terms_of(system_of(make()))
+    assert type(term).__name__ == "CustomGB"
+    agrees_with_openmm(make)
+
+
+@pytest.mark.parametrize("name", SOLVENTS)
+def test_a_known_solvent_is_the_same_as_it_is_written(name):
+    x = torch.tensor(structures(0.05))
+    term = general_gb(SOLVENTS[name]())
+    assert term is not None
+    expected = potential_of(SOLVENTS[name]()).energy_and_gradient(x)
+    general = Potential.of((term,), N_ATOMS)
+    torch.testing.assert_close(general.energy_and_gradient(x), expected, rtol=1e-9, atol=1e-9)
+    single, _ = general.to(torch.float32, torch.device("cpu")).energy_and_gradient(x.float())
+    torch.testing.assert_close(single.double(), expected[0], rtol=1e-5, atol=1e-3)
+
+
+def other_values(kind: int) -> openmm.Force:
+    """A sum with exclusions, values in a row, energies of atoms alone or of pairs."""
+    force = openmm.CustomGBForce()
+    force.addPerParticleParameter("q")
+    force.addGlobalParameter("g", 0.7)
+    force.addComputedValue("V", "q2*exp(-g*r)/r", force.ParticlePair)
+    force.addComputedValue("W", "exp(-V^2)*g+q", force.SingleParticle)
+    force.addComputedValue("Z", "W*V+W^2", force.SingleParticle)
+    force.addEnergyTerm("W*Z*q" if kind == force.SingleParticle else "W1*V2*V1*W2+Z1*Z2*r", kind)
+    for i in range(N_ATOMS):
+        force.addParticle([0.3 * i])
+    force.addExclusion(2, 3)
+    return force
+
+
+@pytest.mark.parametrize("kind", [0, 1, 2])
+def test_values_that_depend_on_values(kind):
+    agrees_with_openmm(partial(other_values, kind))
+
+
+def without_values() -> openmm.Force:
+    force = openmm.CustomGBForce()
+    force.addEnergyTerm("1/r", force.ParticlePair)
+    for _ in range(N_ATOMS):
+        force.addParticle([])
+    return force
+
+
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (off_the_table, "an index of a tabulated function is outside of its table"),
+        (of_positions, "expected a variable or a parameter, got 'x'"),
+        (confusing_parameter, "expected a variable or a parameter, got 'x'"),
+        (without_values, "its first computed value alone is not a sum over pairs"),
+    ],
+)
+def test_a_solvent_that_is_not_covered_is_refused_by_class_and_index(make, reason):
     with pytest.raises(UnsupportedForceError, match=f"CustomGBForce .force 1.: .*{reason}"):
         terms_of(system_of(bonds(), make()))
+
+
+def test_a_solvent_without_energy_leaves_no_term():
+    force = openmm.CustomGBForce()
+    for _ in range(N_ATOMS):
+        force.addParticle([])
+    assert terms_of(system_of(force)) == ()
 
 
 def test_a_solvent_in_other_words_is_the_same():
@@ -507,7 +590,7 @@ def tiny_radius() -> openmm.Force:
 @pytest.mark.parametrize(
     ("make", "reason"),
     [
-        (custom, "CustomExternalForce .force 1.: it has no compiled form"),
+        (custom, "CustomCentroidBondForce .force 1.: it has no compiled form"),
         (ewald, "NonbondedForce .force 1.: it uses periodic boundary conditions"),
         (gbsa_cutoff, "GBSAOBCForce .force 1.: its nonbonded method is not NoCutoff"),
         (periodic_bonds, "HarmonicBondForce .force 1.: it uses periodic boundary conditions"),

@@ -9,20 +9,39 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pyrocg.energies.terms import BondedTerm, Vector, cross, dot, scale, subtract
+from pyrocg.energies.geometry import Bend, Stretch, Twist
+from pyrocg.energies.terms import BondedTerm, Vector
 
-__all__ = ["HarmonicAngles", "HarmonicBonds", "PeriodicTorsions", "RBTorsions"]
+__all__ = [
+    "Angles",
+    "Bonds",
+    "HarmonicAngles",
+    "HarmonicBonds",
+    "PeriodicTorsions",
+    "RBTorsions",
+    "Torsions",
+]
 
-_SMALLEST_NORMAL = 1e-6
-"""nm^2; OpenMM bounds the normal of an angle from below by this, so that straight angles pull
-finitely."""
+
+class Bonds(BondedTerm):
+    """Functions of a distance."""
+
+    pattern = Stretch.pattern
+
+    @abstractmethod
+    def profile(self, distance: Tensor) -> tuple[Tensor, Tensor]:
+        """Energies and derivatives by the distance, (n_bonds, batch) each."""
+
+    def local(self, members: Sequence[Vector]) -> tuple[Tensor, tuple[Vector, ...]]:
+        bond = Stretch.of(members)
+        energy, slope = self.profile(bond.distance)
+        return energy, bond.arms(slope)
 
 
 @dataclass(frozen=True, eq=False)
-class HarmonicBonds(BondedTerm):
+class HarmonicBonds(Bonds):
     r"""Bonds, :math:`\tfrac{k}{2} (r - r_0)^2`."""
 
-    pattern = ((0, 0, 1), (1, 0, -1))
     atoms: Tensor
     """(n_bonds, 2)"""
     length: Tensor
@@ -30,20 +49,31 @@ class HarmonicBonds(BondedTerm):
     stiffness: Tensor
     """:math:`k`, (n_bonds,), kJ/mol/nm^2"""
 
-    def local(self, members: Sequence[Vector]) -> tuple[Tensor, tuple[Vector, ...]]:
-        a, b = members
-        bond = subtract(a, b)
-        distance = torch.sqrt(dot(bond, bond))
+    def profile(self, distance: Tensor) -> tuple[Tensor, Tensor]:
         stretch = distance - self.length[:, None]
-        force = self.stiffness[:, None] * stretch
-        return 0.5 * force * stretch, (scale(force / distance, bond),)
+        slope = self.stiffness[:, None] * stretch
+        return 0.5 * slope * stretch, slope
+
+
+class Angles(BondedTerm):
+    """Functions of an angle, the second atom at the vertex."""
+
+    pattern = Bend.pattern
+
+    @abstractmethod
+    def profile(self, angle: Tensor) -> tuple[Tensor, Tensor]:
+        """Energies and derivatives by the angle, (n_angles, batch) each."""
+
+    def local(self, members: Sequence[Vector]) -> tuple[Tensor, tuple[Vector, ...]]:
+        bend = Bend.of(members)
+        energy, torque = self.profile(bend.angle)
+        return energy, bend.arms(torque)
 
 
 @dataclass(frozen=True, eq=False)
-class HarmonicAngles(BondedTerm):
-    r"""Bond angles, :math:`\tfrac{k}{2} (\theta - \theta_0)^2`, the second atom at the vertex."""
+class HarmonicAngles(Angles):
+    r"""Bond angles, :math:`\tfrac{k}{2} (\theta - \theta_0)^2`."""
 
-    pattern = ((0, 0, 1), (1, 0, -1), (1, 1, -1), (2, 1, 1))
     atoms: Tensor
     """(n_angles, 3)"""
     angle: Tensor
@@ -51,47 +81,25 @@ class HarmonicAngles(BondedTerm):
     stiffness: Tensor
     """:math:`k`, (n_angles,), kJ/mol/rad^2"""
 
-    def local(self, members: Sequence[Vector]) -> tuple[Tensor, tuple[Vector, ...]]:
-        a, vertex, c = members
-        u, w = subtract(a, vertex), subtract(c, vertex)
-        normal = cross(u, w)
-        sine = torch.sqrt(dot(normal, normal))
-        # the arc tangent keeps its precision at 0 and pi, where the arc cosine has none
-        bend = torch.atan2(sine, dot(u, w)) - self.angle[:, None]
+    def profile(self, angle: Tensor) -> tuple[Tensor, Tensor]:
+        bend = angle - self.angle[:, None]
         torque = self.stiffness[:, None] * bend
-        per_sine = torque / sine.clamp(min=_SMALLEST_NORMAL)
-        arm_a = scale(per_sine / dot(u, u), cross(u, normal))
-        arm_c = scale(per_sine / dot(w, w), cross(normal, w))
-        return 0.5 * torque * bend, (arm_a, arm_c)
+        return 0.5 * torque * bend, torque
 
 
 class Torsions(BondedTerm):
-    r"""Functions of a torsion, through its cosine and sine: no inverse function, no branch.
+    """Functions of a torsion, through its cosine and sine."""
 
-    With :math:`f = x_1 - x_2, g = x_2 - x_3, h = x_4 - x_3` the normals are :math:`a = f \times g`
-    and :math:`b = h \times g` (Blondel and Karplus, doi:10.1002/(SICI)1096-987X(19960715)17:9).
-    """
-
-    pattern = ((0, 0, 1), (1, 0, -1), (1, 2, 1), (2, 2, -1), (2, 1, -1), (3, 1, 1))
+    pattern = Twist.pattern
 
     @abstractmethod
     def profile(self, cosine: Tensor, sine: Tensor) -> tuple[Tensor, Tensor]:
         """Energies and derivatives by the torsion, (n_torsions, batch) each."""
 
     def local(self, members: Sequence[Vector]) -> tuple[Tensor, tuple[Vector, ...]]:
-        first, second, third, fourth = members
-        f, g, h = subtract(first, second), subtract(second, third), subtract(fourth, third)
-        a, b = cross(f, g), cross(h, g)
-        aa, bb, gg = dot(a, a), dot(b, b), dot(g, g)
-        axis = torch.sqrt(gg)
-        scaled = torch.rsqrt(aa) * torch.rsqrt(bb)
-        energy, torque = self.profile(dot(a, b) * scaled, axis * dot(a, h) * scaled)
-        pull = torque * axis
-        arm_first = scale(-pull / aa, a)
-        arm_fourth = scale(pull / bb, b)
-        lean_f, lean_h = -dot(f, g) / gg, -dot(h, g) / gg
-        shift = tuple(lean_f * p + lean_h * q for p, q in zip(arm_first, arm_fourth, strict=True))
-        return energy, (arm_first, arm_fourth, (shift[0], shift[1], shift[2]))
+        twist = Twist.of(members)
+        energy, torque = self.profile(twist.cosine, twist.sine)
+        return energy, twist.arms(torque)
 
 
 @dataclass(frozen=True, eq=False)

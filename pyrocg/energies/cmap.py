@@ -11,12 +11,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pyrocg.energies.bonded import Torsions
+from pyrocg.energies.splines import HERMITE, spline_slopes
 
 __all__ = ["CMAPTorsions", "cmap_torsions"]
 
 _TURN = 2.0 * np.pi
-_HERMITE = np.array([[1, 0, 0, 0], [0, 0, 1, 0], [-3, 3, -2, -1], [2, -2, 1, 1]], dtype=float)
-"""Coefficients of a cubic on (0, 1) from its values, then its slopes, at both ends."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,12 +86,9 @@ def _map(size: int, energies: Any) -> NDArray[np.float64]:
     ends = np.stack([corners, np.roll(corners, -1, axis=3)], axis=1)
     ends = np.stack([ends, np.roll(ends, -1, axis=3)], axis=3)
     square = ends.reshape(4, 4, size, size)
-    return np.einsum("ka,lb,abrc->klrc", _HERMITE, _HERMITE, square)
+    return np.einsum("ka,lb,abrc->klrc", HERMITE, HERMITE, square)
 
 
 def _slopes(rows: NDArray[np.float64]) -> NDArray[np.float64]:
     """Slopes, by one row, of the periodic cubic splines down the columns of a table."""
-    identity = np.eye(len(rows))
-    ahead, behind = np.roll(identity, 1, axis=1), np.roll(identity, -1, axis=1)
-    slopes = np.linalg.solve(4.0 * identity + ahead + behind, 3.0 * (ahead - behind) @ rows)
-    return np.asarray(slopes)
+    return spline_slopes(np.concatenate([rows, rows[:1]]), periodic=True)[:-1]

@@ -153,7 +153,9 @@ def check_against_reference(potential: Potential, molecule: Molecule) -> None:
     scale = np.abs(forces).max(axis=(1, 2))
     energy_error = np.abs(energy.numpy() - expected) / (np.abs(expected) + 0.1 * scale + 1.0)
     force_error = np.abs(gradient.numpy() + forces).max(axis=(1, 2)) / (scale + 1.0)
-    worst = float(np.maximum(energy_error, force_error).max())
+    # an expression that has no value there has none on either side
+    defined = np.isfinite(expected) | np.isfinite(energy.numpy())
+    worst = float(np.maximum(energy_error, force_error)[defined].max(initial=0.0))
     if not worst <= _TOLERANCE:
         raise RuntimeError(
             f"expected the compiled energy of {molecule.name} to agree with OpenMM's Reference "

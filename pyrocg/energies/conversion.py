@@ -13,6 +13,15 @@ from torch import Tensor
 from pyrocg.energies.bonded import HarmonicAngles, HarmonicBonds, PeriodicTorsions, RBTorsions
 from pyrocg.energies.born import GeneralizedBorn, Polarization, RescaledRadii, SphereDescreening
 from pyrocg.energies.cmap import cmap_torsions
+from pyrocg.energies.customforces import (
+    custom_angles,
+    custom_bonds,
+    custom_compounds,
+    custom_externals,
+    custom_pairs,
+    custom_torsions,
+)
+from pyrocg.energies.customgb import general_gb
 from pyrocg.energies.implicit import custom_gb
 from pyrocg.energies.nonbonded import CutoffNonbonded, Nonbonded, SwitchedNonbonded
 from pyrocg.energies.terms import Term, UnsupportedForceError
@@ -215,6 +224,14 @@ def _screening(solute: float, solvent: float) -> float:
     return -COULOMB * (1.0 / solute - 1.0 / solvent)
 
 
+def _custom_gb(force: Any) -> Term | None:
+    """A known solvent as written out by hand, which is faster, or else any expressions."""
+    try:
+        return custom_gb(force)
+    except UnsupportedForceError:
+        return general_gb(force)
+
+
 _CONVERTERS: dict[str, Callable[[Any], Term | None]] = {
     "HarmonicBondForce": _harmonic_bonds,
     "HarmonicAngleForce": _harmonic_angles,
@@ -223,5 +240,11 @@ _CONVERTERS: dict[str, Callable[[Any], Term | None]] = {
     "CMAPTorsionForce": cmap_torsions,
     "NonbondedForce": _nonbonded,
     "GBSAOBCForce": _gbsa_obc,
-    "CustomGBForce": custom_gb,
+    "CustomGBForce": _custom_gb,
+    "CustomBondForce": custom_bonds,
+    "CustomAngleForce": custom_angles,
+    "CustomTorsionForce": custom_torsions,
+    "CustomExternalForce": custom_externals,
+    "CustomNonbondedForce": custom_pairs,
+    "CustomCompoundBondForce": custom_compounds,
 }

@@ -1,4 +1,4 @@
-"""Expressions of OpenMM's custom forces: parsed into trees, compared with known forms, evaluated.
+"""Expressions of OpenMM's custom forces: parsed into trees, changed, compared with known forms.
 
 The language is Lepton's: numbers, names, ``+ - * / ^``, functions, and definitions after
 semicolons, each of which may use those after it: ``"a*r^2; a=b+1; b=2"``.
@@ -9,14 +9,8 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeAlias
 
-import numpy as np
-from numpy.typing import NDArray
-
-__all__ = ["Call", "Name", "Number", "Tree", "evaluate", "names_in", "parse", "unify"]
-
-Array: TypeAlias = NDArray[np.float64]
+__all__ = ["Call", "Name", "Number", "Tree", "names_in", "parse", "substitute", "unify"]
 
 _TOKEN = re.compile(
     r"\s*(?:(?P<number>(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)"
@@ -52,15 +46,19 @@ class Call:
 Tree = Number | Name | Call
 
 
-def parse(text: str) -> Tree:
+def parse(text: str, definitions: Mapping[str, Tree] | None = None) -> Tree:
     """The tree of an expression, its definitions put in place.
+
+    Args:
+        text: the expression, with definitions of its own after semicolons.
+        definitions: what other names stand for.
 
     Raises:
         ValueError: the text is not an expression.
     """
-    main, *definitions = text.split(";")
-    known: dict[str, Tree] = {}
-    for definition in reversed([d for d in definitions if d.strip()]):
+    main, *own = text.split(";")
+    known = dict(definitions or {})
+    for definition in reversed([d for d in own if d.strip()]):
         name, equals, value = definition.partition("=")
         if not equals or not name.strip():
             raise ValueError(f"expected 'name=expression' after a semicolon, got {definition!r}")
@@ -141,11 +139,39 @@ class _Parser:
 
 def names_in(tree: Tree) -> set[str]:
     """The variables of an expression."""
-    if isinstance(tree, Name):
-        return {tree.name}
-    if isinstance(tree, Call):
-        return set().union(*(names_in(a) for a in tree.arguments))
-    return set()
+    found: set[str] = set()
+    seen: set[int] = set()  # by identity: parts are shared
+    waiting = [tree]
+    while waiting:
+        part = waiting.pop()
+        if id(part) in seen:
+            continue
+        seen.add(id(part))
+        if isinstance(part, Name):
+            found.add(part.name)
+        elif isinstance(part, Call):
+            waiting.extend(part.arguments)
+    return found
+
+
+def substitute(tree: Tree, replace: Callable[[Call], Tree | None]) -> Tree:
+    """An expression with some calls replaced, from the innermost to the outermost.
+
+    Args:
+        tree: the expression.
+        replace: what a call becomes, its arguments already replaced; None to keep it.
+    """
+    done: dict[int, Tree] = {}  # by identity: parts are shared
+
+    def new(old: Tree) -> Tree:
+        if id(old) not in done:
+            done[id(old)] = old
+            if isinstance(old, Call):
+                call = Call(old.function, tuple(new(a) for a in old.arguments))
+                done[id(old)] = replace(call) or call
+        return done[id(old)]
+
+    return new(tree)
 
 
 def unify(
@@ -170,45 +196,3 @@ def unify(
         return a == b
 
     return found if same(pattern, tree) else None
-
-
-_FUNCTIONS: dict[str, Callable[..., Any]] = {
-    "+": np.add,
-    "*": np.multiply,
-    "/": np.divide,
-    "^": np.power,
-    "-": lambda a, b=None: np.negative(a) if b is None else np.subtract(a, b),
-    "sqrt": np.sqrt,
-    "exp": np.exp,
-    "log": np.log,
-    "abs": np.abs,
-    "min": np.minimum,
-    "max": np.maximum,
-}
-
-
-def evaluate(
-    tree: Tree,
-    values: Mapping[str, Array],
-    functions: Mapping[str, Callable[..., Array]],
-) -> Array:
-    """The value of an expression.
-
-    Args:
-        tree: the expression.
-        values: of its variables, arrays that broadcast against each other.
-        functions: beyond arithmetic, square root, exponential, logarithm, absolute value, minimum
-            and maximum.
-
-    Raises:
-        KeyError: a variable has no value.
-        ValueError: a function is unknown.
-    """
-    if isinstance(tree, Number):
-        return np.asarray(tree.value)
-    if isinstance(tree, Name):
-        return values[tree.name]
-    function = functions.get(tree.function) or _FUNCTIONS.get(tree.function)
-    if function is None:
-        raise ValueError(f"expected a known function, got {tree.function!r}")
-    return np.asarray(function(*(evaluate(a, values, functions) for a in tree.arguments)))

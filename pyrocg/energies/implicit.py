@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -22,7 +21,9 @@ from pyrocg.energies.born import (
     SaltPolarization,
     UnburiedDescreening,
 )
-from pyrocg.energies.expressions import Tree, evaluate, names_in, parse, unify
+from pyrocg.energies.expressions import Tree, names_in, parse, unify
+from pyrocg.energies.formulas import evaluate
+from pyrocg.energies.splines import TabulatedFunction, tabulated
 from pyrocg.energies.terms import Term, UnsupportedForceError
 
 __all__ = ["custom_gb", "polarization"]
@@ -99,9 +100,9 @@ class _Parameters:
     """The parameters of a force, in which the holes of a known form are evaluated."""
 
     n: int
-    scalars: dict[str, Array]
-    atoms: dict[str, Array]
-    functions: dict[str, Callable[..., Array]]
+    scalars: dict[str, Tensor]
+    atoms: dict[str, Tensor]
+    functions: dict[str, TabulatedFunction]
 
     @classmethod
     def of(cls, force: Any) -> _Parameters:
@@ -111,14 +112,15 @@ class _Parameters:
         ]
         table = np.array([force.getParticleParameters(i) for i in range(n)], dtype=float)
         scalars = {
-            force.getGlobalParameterName(k): np.asarray(force.getGlobalParameterDefaultValue(k))
+            force.getGlobalParameterName(k): _tensor(force.getGlobalParameterDefaultValue(k))
             for k in range(force.getNumGlobalParameters())
         }
         functions = {
-            force.getTabulatedFunctionName(k): _tabulated(force.getTabulatedFunction(k))
+            force.getTabulatedFunctionName(k): tabulated(force.getTabulatedFunction(k))
             for k in range(force.getNumTabulatedFunctions())
         }
-        return cls(n, scalars, dict(zip(names, table.reshape(n, -1).T, strict=True)), functions)
+        atoms = dict(zip(names, _tensor(table.reshape(n, len(names))).unbind(1), strict=True))
+        return cls(n, scalars, atoms, functions)
 
     def zeros(self) -> Array:
         return np.zeros(self.n)
@@ -134,18 +136,17 @@ class _Parameters:
             return None
         return {hole: self._value(filling, values, pairs) for hole, filling in found.items()}
 
-    def _of_pairs(self) -> dict[str, Array]:
+    def _of_pairs(self) -> dict[str, Tensor]:
         first = {f"{name}1": value[:, None] for name, value in self.atoms.items()}
         return first | {f"{name}2": value[None, :] for name, value in self.atoms.items()}
 
-    def _value(self, tree: Tree, values: dict[str, Array], pairs: bool) -> Array:
+    def _value(self, tree: Tree, values: dict[str, Tensor], pairs: bool) -> Array:
         shape = (self.n, self.n) if pairs else (self.n,)
         try:
-            with np.errstate(all="ignore"):
-                value = evaluate(tree, values, self.functions)
+            value = evaluate(tree, values, self.functions)
         except ValueError as error:
             raise UnsupportedForceError(str(error)) from None
-        return np.array(np.broadcast_to(value, shape))
+        return value.expand(shape).clone().numpy()
 
 
 @dataclass
@@ -263,7 +264,7 @@ def _scalar(values: Array, name: str) -> Array:
     return np.asarray(values.flat[0])
 
 
-def _tensor(array: Array) -> Tensor:
+def _tensor(array: Array | float) -> Tensor:
     return torch.from_numpy(np.array(array, dtype=np.float64))
 
 
@@ -272,19 +273,3 @@ def _parsed(expression: str) -> Tree:
         return parse(expression)
     except ValueError as error:
         raise UnsupportedForceError(str(error)) from None
-
-
-def _tabulated(function: Any) -> Callable[..., Array]:
-    """A table of two indices as a function; another kind is refused when it is called."""
-    kind = type(function).__name__
-
-    def look_up(*indices: Array) -> Array:
-        if kind != "Discrete2DFunction":
-            raise UnsupportedForceError(f"it has a tabulated function of class {kind}")
-        width, height, values = function.getFunctionParameters()
-        x, y = (np.rint(np.asarray(i)).astype(int) for i in indices)
-        inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
-        _check(bool(inside.all()), "an index of a tabulated function is outside of its table")
-        return np.asarray(values)[x + width * y]
-
-    return look_up

@@ -17,7 +17,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any, ClassVar, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -98,14 +98,18 @@ class Term(Record, ABC):
 
 
 class BondedTerm(Term):
-    """A sum over groups of 2, 3 or 4 atoms.
+    """A sum over groups of a few atoms.
 
     A subclass has a field ``atoms`` (n_groups, n_members), the 0-based indices, and a ``pattern``
     of triples (member, arm, sign) that says to which members which arm is added.
     """
 
-    pattern: ClassVar[tuple[tuple[int, int, int], ...]]
     atoms: Tensor
+
+    @property
+    @abstractmethod
+    def pattern(self) -> tuple[tuple[int, int, int], ...]:
+        """Which arm is added to which member."""
 
     @abstractmethod
     def local(self, members: Sequence[Vector]) -> tuple[Tensor, tuple[Vector, ...]]:
@@ -204,7 +208,7 @@ class Potential(Record):
 
     def columns(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Energies (batch,) and gradients (3, n_atoms, batch) of positions (3, n_atoms, batch)."""
-        energy = x.new_zeros(x.shape[-1])
+        energy = (0.0 * x).sum((0, 1))  # NaN for an atom that is nowhere, whoever looks at it
         parts: list[Vector] = []
         bonded = [t for t in self.terms if isinstance(t, BondedTerm)]
         for term, incidence in zip(bonded, self.incidences, strict=True):
