@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["MLP", "CircularFeatures", "ConstantOutput", "constant_or_mlp"]
+__all__ = [
+    "MLP",
+    "CircularFeatures",
+    "ConstantOutput",
+    "constant_or_mlp",
+    "last_layers",
+    "with_state",
+]
 
 
 class MLP(nn.Module):
@@ -114,3 +122,70 @@ def constant_or_mlp(
     if kind == "network":
         return MLP(in_features, hidden, out_features, activations, zero_output=True)
     raise ValueError(f'expected "constant" or "network", got {kind!r}')
+
+
+@contextmanager
+def with_state(module: nn.Module, state: Mapping[str, Tensor]) -> Iterator[nn.Module]:
+    """Put other values into some of a module's parameters and buffers, for a while.
+
+    Afterwards, also after an error, they are what they were, bit by bit. Values are copied into
+    the tensors that the module has, so optimisers and other holders of them stay valid.
+
+    Args:
+        module: changed in place inside the ``with`` block.
+        state: part of a state dictionary of it, such as a draw of a weight posterior.
+
+    Raises:
+        KeyError: the module has no tensor of that name.
+        ValueError: it has one of another shape.
+
+    Example:
+        >>> import torch
+        >>> linear = torch.nn.Linear(1, 1)
+        >>> before = linear.bias.item()
+        >>> with with_state(linear, {"bias": torch.tensor([7.0])}):
+        ...     linear.bias.item()
+        7.0
+        >>> linear.bias.item() == before
+        True
+    """
+    own = module.state_dict()
+    for name, value in state.items():
+        if name not in own:
+            raise KeyError(f"expected names of {type(module).__name__}'s state, got {name!r}")
+        if value.shape != own[name].shape:
+            raise ValueError(
+                f"expected {name} of shape {tuple(own[name].shape)}, got {tuple(value.shape)}; "
+                "draw from a posterior of this module"
+            )
+    before = {name: own[name].clone() for name in state}
+    try:
+        module.load_state_dict(state, strict=False)
+        yield module
+    finally:
+        module.load_state_dict(before, strict=False)
+
+
+def last_layers(module: nn.Module) -> tuple[str, ...]:
+    """Names of the parameters of the last layer of every ``nn.Sequential`` in a module.
+
+    Without a ``Sequential``, those of its last part that has parameters.
+
+    Example:
+        >>> last_layers(MLP(3, (16, 16), 2))
+        ('layers.4.weight', 'layers.4.bias')
+    """
+    names: list[str] = []
+    for prefix, part in module.named_modules():
+        if isinstance(part, nn.Sequential):
+            names += _names_of_last_part(prefix, part)
+    return tuple(dict.fromkeys(names)) or tuple(_names_of_last_part("", module))
+
+
+def _names_of_last_part(prefix: str, module: nn.Module) -> list[str]:
+    dot = f"{prefix}." if prefix else ""
+    for name, child in reversed(list(module.named_children())):
+        found = [f"{dot}{name}.{parameter}" for parameter, _ in child.named_parameters()]
+        if found:
+            return found
+    return [f"{dot}{name}" for name, _ in module.named_parameters(recurse=False)]

@@ -4,7 +4,14 @@ import pytest
 import torch
 from torch import nn
 
-from pyrocg.networks import MLP, CircularFeatures, ConstantOutput, constant_or_mlp
+from pyrocg.networks import (
+    MLP,
+    CircularFeatures,
+    ConstantOutput,
+    constant_or_mlp,
+    last_layers,
+    with_state,
+)
 
 
 def test_mlp_is_the_formula():
@@ -58,3 +65,56 @@ def test_constant_or_mlp_starts_at_zero(kind):
 def test_constant_or_mlp_refuses_other_words():
     with pytest.raises(ValueError, match='expected "constant" or "network", got \'both\''):
         constant_or_mlp("both", 1, (), 1, nn.Tanh)
+
+
+def test_with_state_puts_values_in_and_takes_them_out_again_also_after_errors():
+    module = nn.Sequential(nn.Linear(2, 1), nn.BatchNorm1d(1))
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    places = [p.data_ptr() for p in module.parameters()]
+    draw = {"0.weight": torch.tensor([[3.0, 4.0]]), "1.running_mean": torch.tensor([5.0])}
+
+    def use():
+        with with_state(module, draw) as same:
+            assert same is module
+            assert module[0].weight.tolist() == [[3.0, 4.0]]
+            assert module[1].running_mean.item() == 5.0
+            assert torch.equal(module[0].bias, before["0.bias"])
+            raise RuntimeError("on the way")
+
+    with pytest.raises(RuntimeError, match="on the way"):
+        use()
+    after = module.state_dict()
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+    assert places == [p.data_ptr() for p in module.parameters()]
+
+
+def test_with_state_nests():
+    linear = nn.Linear(1, 1)
+    with with_state(linear, {"bias": torch.ones(1)}):
+        with with_state(linear, {"bias": torch.zeros(1)}):
+            assert linear.bias.item() == 0.0
+        assert linear.bias.item() == 1.0
+
+
+@pytest.mark.parametrize(
+    ("state", "error", "message"),
+    [
+        ({"wieght": torch.ones(1)}, KeyError, "expected names of Linear's state, got 'wieght'"),
+        ({"bias": torch.ones(2)}, ValueError, r"expected bias of shape \(1,\), got \(2,\)"),
+    ],
+)
+def test_with_state_refuses_what_does_not_fit(state, error, message):
+    with pytest.raises(error, match=message), with_state(nn.Linear(1, 1), state):
+        pass
+
+
+def test_last_layers():
+    pair = nn.ModuleDict({"a": MLP(1, (4,), 2), "b": MLP(1, (4, 4), 2)})
+    assert last_layers(pair) == tuple(
+        f"{name}.layers.{i}.{part}"
+        for name, i in (("a", 2), ("b", 4))
+        for part in ("weight", "bias")
+    )
+    activated = nn.Sequential(nn.Linear(1, 1), nn.Linear(1, 1), nn.Tanh())
+    assert last_layers(activated) == ("1.weight", "1.bias")
+    assert last_layers(nn.Linear(1, 1)) == ("weight", "bias")

@@ -1,0 +1,568 @@
+"""Checked against a factor model: u = W z + b + noise, 3 coordinates, 1 latent, all in closed form.
+
+Weights in the order W (3), b (3), log variances (3).
+"""
+
+import copy
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro.infer import RenyiELBO, Trace_ELBO
+from torch import nn
+from torch.autograd.functional import hessian, jacobian
+from toy_models import gaussian_model
+
+from pyrocg.basins import find_basins
+from pyrocg.cgmodel import CoarseGrainedModel
+from pyrocg.checkpoint import save_state
+from pyrocg.coordinates import IdentityCoordinates
+from pyrocg.curvature import Fisher
+from pyrocg.decoders import GaussianDecoder
+from pyrocg.encoders import GaussianEncoder
+from pyrocg.energies.toy import DoubleWell, Harmonic
+from pyrocg.networks import with_state
+from pyrocg.objectives import PathGradientELBO
+from pyrocg.posterior import (
+    EnsemblePosterior,
+    LaplacePosterior,
+    SWAGPosterior,
+    load_posterior,
+)
+from pyrocg.priors import StandardNormalPrior, StratifiedPrior
+from pyrocg.target import BoltzmannTarget
+from pyrocg.weight_priors import ARDWeightPrior, GaussianWeightPrior
+
+W = torch.tensor([1.0, -0.8, 0.5], dtype=torch.float64)
+NOISE = torch.tensor([0.3, 0.5, 0.4], dtype=torch.float64)
+TRUTH = torch.cat([W, torch.zeros(3), NOISE.log()])
+PRECISION = 1.0 + float((W / NOISE) @ W)  # of z given u
+ENCODER = torch.cat(
+    [W / NOISE / PRECISION, torch.zeros(1), -torch.tensor([PRECISION]).double().log()]
+)
+COVARIANCE = torch.outer(W, W) + torch.diag(NOISE)
+CORRELATED = COVARIANCE.clone()  # not one that the model can represent
+CORRELATED[0, 1] = CORRELATED[1, 0] = COVARIANCE[0, 1] + 0.15
+
+
+def flat(parameters):
+    """No weight is more or less probable."""
+    return sum(0.0 * p.sum() for p in parameters.values())
+
+
+def factor_model(weights=TRUTH, encoder_weights=ENCODER, target=COVARIANCE):
+    """Gaussian, exact unless told otherwise."""
+    coordinates = IdentityCoordinates(3)
+    decoder = GaussianDecoder(coordinates.circular, 1, (), (), variance="constant")
+    encoder = GaussianEncoder(coordinates.circular, 1, (), (), variance="constant")
+    w, b, log_variance = weights.split(3)
+    gain, offset, encoder_log_variance = encoder_weights.split([3, 1, 1])
+    with torch.no_grad():
+        decoder.mean.layers[0].weight.copy_(w[:, None])
+        decoder.mean.layers[0].bias.copy_(b)
+        decoder.log_variance.value.copy_(log_variance + 0.5)
+        encoder.mean.layers[0].weight.copy_(gain[None])
+        encoder.mean.layers[0].bias.copy_(offset)
+        encoder.log_variance.value.copy_(encoder_log_variance + 1.0)
+    energy = BoltzmannTarget(Harmonic(3, torch.linalg.inv(target)), beta=1.0)
+    cg = CoarseGrainedModel(energy, coordinates, StandardNormalPrior(1), decoder, encoder)
+    return cg.double()
+
+
+def marginal_kl(theta):
+    """KL divergence of q(u) from the truth, but for a constant."""
+    w, b, log_variance = theta.split(3)
+    covariance = torch.outer(w, w) + torch.diag(log_variance.exp())
+    inverse = torch.linalg.inv(COVARIANCE)
+    return 0.5 * (torch.trace(inverse @ covariance) + b @ inverse @ b - torch.logdet(covariance))
+
+
+def joint_kl(theta, target=COVARIANCE):
+    """KL divergence of q(z, u) from π(u) r(z|u), but for a constant; of 9 weights, or of 14."""
+    theta = theta if len(theta) == 14 else torch.cat([theta, ENCODER])
+    w, b, log_variance, gain, offset, encoder_log_variance = theta.split([3, 3, 3, 3, 1, 1])
+    covariance = torch.outer(w, w) + torch.diag(log_variance.exp())
+    inverse = torch.linalg.inv(target)
+    energy = 0.5 * (torch.trace(inverse @ covariance) + b @ inverse @ b)
+    residual = (1 - gain @ w).square() + gain @ (log_variance.exp() * gain)
+    residual = residual + (gain @ b + offset[0]).square()
+    encoder = 0.5 * (encoder_log_variance + residual * (-encoder_log_variance).exp())[0]
+    return energy + encoder - 0.5 * log_variance.sum()
+
+
+# The curvature
+
+
+def test_the_fisher_information_is_the_exact_hessian_while_the_encoder_stands_still():
+    exact = hessian(joint_kl, TRUTH)
+    torch.testing.assert_close(exact, torch.diag(torch.cat([1 / NOISE, 1 / NOISE, 0 * W + 0.5])))
+    fisher = Fisher(factor_model(), encoder_draws=0, num_draws=4000)
+    estimate = fisher.times(torch.eye(9).double())
+    scale = exact.diagonal().sqrt()
+    error = (estimate - exact) / scale / scale[:, None]
+    assert error.abs().max() < 0.15
+    torch.testing.assert_close(fisher.diagonal(), estimate.diagonal())
+
+
+def test_the_marginal_information_is_the_hessian_at_the_best_encoder():
+    exact = hessian(marginal_kl, TRUTH)
+    joint = hessian(joint_kl, TRUTH)
+    assert torch.linalg.eigvalsh(joint - exact)[0] > -1e-8
+    fisher = Fisher(factor_model(), num_draws=2500)
+    estimate = fisher.times(torch.eye(9).double())
+    scale = exact.diagonal().sqrt()
+    error = (estimate - exact) / scale / scale[:, None]
+    assert error.abs().max() < 0.2
+    assert ((joint - exact) / scale / scale[:, None]).abs().max() > 0.5  # it tells them apart
+
+
+# The scale
+
+
+@pytest.mark.parametrize("structure", ["diagonal", "low_rank", "full"])
+def test_the_scale_is_the_number_of_samples_where_the_likelihood_is_well_specified(structure):
+    cg = factor_model()
+    for draws in (0, 16):
+        posterior = LaplacePosterior.fit(
+            cg, 5000, loss=Trace_ELBO(), structure=structure, encoder_draws=draws, num_draws=500
+        )
+        assert posterior.gibbs_scale == pytest.approx(5000, rel=0.05)
+
+
+def test_path_gradients_have_no_noise_at_a_perfect_fit_but_what_the_encoder_puts_in():
+    cg = factor_model()
+    with pytest.raises(ValueError, match="the fit is perfect, so there is nothing to calibrate"):
+        LaplacePosterior.fit(cg, 500, encoder_draws=0, num_draws=100)
+    joint, marginal = (hessian(kl, TRUTH) for kl in (joint_kl, marginal_kl))
+    expected = 9 / float(torch.trace(torch.linalg.solve(marginal, joint - marginal))) * 500
+    found = LaplacePosterior.fit(cg, 500, structure="full", num_draws=1000, weight_prior=flat)
+    assert found.gibbs_scale == pytest.approx(expected, rel=0.4)  # soft directions are rough
+
+
+def spread_of_trained_weights(loss, target, with_encoder, n=500, seeds=200):
+    """Covariance over seeds of weights trained on n samples: one Newton step from the optimum.
+
+    Also the model at the optimum, found by Newton's method in closed form.
+    """
+    size = 14 if with_encoder else 9
+    theta = torch.cat([TRUTH, ENCODER])
+
+    def kl(part):
+        return joint_kl(torch.cat([part, theta[size:]]), target)
+
+    best = theta[:size]
+    for _ in range(20):
+        curvature = hessian(kl, best)
+        best = best - torch.linalg.solve(curvature, jacobian(kl, best))
+    cg = factor_model(*torch.cat([best, theta[size:]]).split([9, 5]), target)
+    parameters = list(cg.decoder.parameters())
+    parameters += list(cg.encoder.parameters()) if with_encoder else []
+    elbo, steps = loss(cg.model, cg.guide), []
+    for seed in range(seeds):
+        torch.manual_seed(seed)
+        gradient = torch.autograd.grad(elbo(n) / n, parameters)
+        gradient = torch.cat([g.flatten() for g in gradient])
+        steps.append(-torch.linalg.solve(curvature, gradient)[:9])
+    steps = torch.stack(steps)
+    assert (steps.mean(0) / steps.std(0)).abs().max() < 5 * seeds**-0.5
+    return torch.cov(steps.T), cg, torch.linalg.inv(torch.linalg.inv(curvature)[:9, :9])
+
+
+@pytest.mark.parametrize(
+    ("loss", "target", "with_encoder", "rel"),
+    [
+        (Trace_ELBO(), COVARIANCE, True, 0.2),
+        (PathGradientELBO(), CORRELATED, False, 0.2),
+        (PathGradientELBO(), CORRELATED, True, 0.4),
+    ],
+    ids=["well specified", "misspecified, path", "misspecified, path, encoder trained"],
+)
+def test_the_posterior_is_as_wide_as_the_spread_of_trained_weights(loss, target, with_encoder, rel):
+    """In nats above the minimum of the divergence."""
+    spread, cg, curvature = spread_of_trained_weights(loss, target, with_encoder)
+    posterior = LaplacePosterior.fit(
+        cg,
+        500,
+        loss=loss,
+        structure="full",
+        weight_prior=flat,
+        encoder_draws=16 if with_encoder else 0,
+        num_draws=1000,
+    )
+    covariance = posterior.covariance()
+    nats = float((curvature * covariance).sum() / (curvature * spread).sum())
+    assert nats == pytest.approx(1.0, rel=rel)
+    if type(loss) is Trace_ELBO:  # then every weight by itself, too
+        ratio = covariance.diagonal() / spread.diagonal()
+        assert 0.6 < ratio.min() < ratio.max() < 1.6
+
+
+def test_other_losses_have_no_known_noise():
+    with pytest.raises(TypeError, match="expected PathGradientELBO or Trace_ELBO, got RenyiELBO"):
+        LaplacePosterior.fit(factor_model(), 500, loss=RenyiELBO())
+
+
+# The Laplace approximation
+
+
+@pytest.mark.parametrize("structure", ["diagonal", "low_rank", "full"])
+def test_covariance_is_the_inverse_of_prior_and_information(structure):
+    """The information is diagonal while the encoder stands still."""
+    prior, scale = GaussianWeightPrior(0.1), 200.0
+    posterior = LaplacePosterior.fit(
+        factor_model(),
+        gibbs_scale=scale,
+        structure=structure,
+        rank=3,
+        weight_prior=prior,
+        encoder_draws=0,
+        num_draws=3000,
+    )
+    exact = 1.0 / (100.0 + scale * hessian(joint_kl, TRUTH).diagonal())
+    covariance = posterior.covariance()
+    assert ((covariance.diagonal() / exact - 1).abs() < 0.15).all()
+    whitened = covariance / exact.sqrt() / exact.sqrt()[:, None]
+    assert (whitened - torch.eye(9)).abs().max() < 0.15
+    torch.testing.assert_close(posterior.mean[:6], TRUTH[:6])
+
+
+def test_low_rank_of_full_rank_is_full():
+    options = {"gibbs_scale": 50.0, "num_draws": 500}
+    full = LaplacePosterior.fit(factor_model(), structure="full", **options)
+    low = LaplacePosterior.fit(factor_model(), structure="low_rank", rank=9, **options)
+    scale = full.covariance().diagonal().sqrt()
+    error = (low.covariance() - full.covariance()) / scale / scale[:, None]
+    assert error.abs().max() < 0.05  # the rest is at least a hundredth of the diagonal
+
+
+def test_low_rank_keeps_correlations_that_the_diagonal_drops():
+    exact = 50 * hessian(marginal_kl, TRUTH) + torch.eye(9)
+    scale, errors = exact.diagonal().sqrt(), []
+    for structure in ("diagonal", "low_rank"):
+        posterior = LaplacePosterior.fit(
+            factor_model(), gibbs_scale=50.0, structure=structure, rank=4, num_draws=1000
+        )
+        error = torch.linalg.inv(posterior.covariance()) - exact
+        errors.append(float((error / scale / scale[:, None]).norm()))
+    assert errors[1] < 0.6 * errors[0]
+
+
+def test_draws_have_mean_and_covariance():
+    posterior = LaplacePosterior.fit(factor_model(), gibbs_scale=50.0, rank=4, num_draws=300)
+    draws = posterior.draw(4000, seed=0)
+    vectors = torch.stack([torch.cat([d[n].flatten() for n in posterior.names]) for d in draws])
+    covariance = posterior.covariance()
+    scale = covariance.diagonal().sqrt()
+    assert ((vectors.mean(0) - posterior.mean) / scale).abs().max() < 4.5 * 4000**-0.5
+    error = (torch.cov(vectors.T) - covariance) / scale / scale[:, None]
+    assert error.abs().max() < 0.1
+
+
+def test_the_width_of_predictions_falls_with_the_scale():
+    cg, widths = factor_model(), []
+    for scale in (100.0, 10_000.0):
+        posterior = LaplacePosterior.fit(cg, gibbs_scale=scale, num_draws=200)
+        means = []
+        for weights in posterior.draw(200, seed=1):
+            with with_state(cg.decoder, weights):
+                means.append(cg.decoder.mean(torch.ones(1).double())[0].item())
+        low, high = torch.tensor(means).quantile(torch.tensor([0.025, 0.975])).tolist()
+        widths.append(high - low)
+        assert posterior.gibbs_scale == scale
+    assert widths[0] / widths[1] == pytest.approx(10.0, rel=0.1)
+
+
+def test_ard_pins_what_is_switched_off():
+    cg = factor_model()
+    with torch.no_grad():
+        cg.decoder.mean.layers[0].weight[2] = 0.0
+    prior = ARDWeightPrior(only="mean.layers.0.weight")
+    posterior = LaplacePosterior.fit(
+        cg, gibbs_scale=100.0, structure="diagonal", weight_prior=prior, num_draws=200
+    )
+    assert float(posterior.std[2]) == pytest.approx((2e-5) ** 0.5, rel=0.05)  # 1 / (2 b0) = 5e4
+    assert (posterior.std[:2] > 0.02).all()
+
+
+# Every decoder
+
+
+class Shifted(nn.Module):
+    """A user's own decoder, without any Sequential."""
+
+    def __init__(self):
+        super().__init__()
+        self.hidden, self.out = nn.Linear(1, 4), nn.Linear(4, 2)
+        self.log_scale = nn.Parameter(torch.zeros(2))
+
+    def forward(self, z):
+        return dist.Normal(self.out(self.hidden(z).tanh()), self.log_scale.exp()).to_event(1)
+
+
+def users_model():
+    coordinates = IdentityCoordinates(2)
+    encoder = GaussianEncoder(coordinates.circular, 1, (8,), [nn.Tanh])
+    target = BoltzmannTarget(DoubleWell(), beta=1.0)
+    return CoarseGrainedModel(target, coordinates, StandardNormalPrior(1), Shifted(), encoder)
+
+
+def basin_model():
+    target, coordinates = BoltzmannTarget(DoubleWell(), beta=1.0), IdentityCoordinates(2)
+    basins = find_basins(target, coordinates, starts=16, steps=100)
+    return CoarseGrainedModel.from_basins(
+        target, coordinates, basins, latent_dim=1, hidden=(8,), n_couplings=2
+    )
+
+
+def program_model():
+    """A hierarchical prior, with a site of its own."""
+
+    def prior():
+        scale = pyro.sample("scale", dist.LogNormal(torch.zeros(1), 0.2).to_event(1))
+        return pyro.sample("z", dist.Normal(0.0 * scale, scale).to_event(1))
+
+    return gaussian_model(prior=prior)
+
+
+MODELS = {
+    "gaussian": gaussian_model,
+    "basins": basin_model,
+    "user's": users_model,
+    "program": program_model,
+}
+
+
+@pytest.fixture(params=MODELS)
+def cg(request):
+    torch.manual_seed(0)
+    cg = MODELS[request.param]()
+    with torch.no_grad():
+        for p in cg.parameters():
+            p.add_(0.05 * torch.randn_like(p))
+    return cg
+
+
+def everything(cg):
+    state = {k: v.clone() for k, v in cg.state_dict().items()}
+    return state | {"random": torch.get_rng_state(), "t": torch.tensor(cg.temper)}
+
+
+def unchanged(cg, before):
+    after = everything(cg)
+    return before.keys() == after.keys() and all(torch.equal(before[k], after[k]) for k in before)
+
+
+@pytest.mark.parametrize("structure", ["diagonal", "low_rank", "full", "last_layer"])
+def test_laplace_of_every_decoder(cg, structure):
+    cg.temper = 0.5
+    if isinstance(cg.prior, StratifiedPrior):
+        cg.prior.set_shares(torch.tensor([0.9, 0.1]))
+    before = everything(cg)
+    options = {"structure": structure, "rank": 5, "num_draws": 24, "encoder_draws": 2}
+    first = LaplacePosterior.fit(cg, 1000, **options)
+    assert unchanged(cg, before)
+    assert first.gibbs_scale > 0
+    torch.rand(3)
+    second = LaplacePosterior.fit(cg, 1000, **options)
+    for one, other in zip(first.draw(3, seed=2), second.draw(3, seed=2), strict=True):
+        assert one.keys() == other.keys() == set(first.names)
+        assert all(torch.equal(one[name], other[name]) for name in one)
+    a, b = first.draw(2, seed=2), first.draw(2, seed=3)
+    name = max(a[0], key=lambda name: a[0][name].numel())
+    assert not torch.equal(a[0][name], a[1][name])
+    assert not torch.equal(a[0][name], b[0][name])
+    with with_state(cg.decoder, a[0]):
+        assert torch.equal(cg.decoder.state_dict()[name], a[0][name])
+        assert cg.sample(5).u.isfinite().all()
+
+
+def test_last_layers():
+    names = LaplacePosterior.fit(
+        gaussian_model(), gibbs_scale=10.0, structure="last_layer", num_draws=8
+    ).names
+    parts = ("mean", "log_variance")
+    assert names == tuple(f"{p}.layers.2.{w}" for p in parts for w in ("weight", "bias"))
+    cg = users_model()
+    names = LaplacePosterior.fit(cg, gibbs_scale=10.0, structure="last_layer", num_draws=8).names
+    assert names == ("out.weight", "out.bias")
+    names = LaplacePosterior.fit(cg, gibbs_scale=10.0, only=("log_*",), num_draws=8).names
+    assert names == ("log_scale",)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, "expected either n_samples"),
+        ({"n_samples": 10, "gibbs_scale": 1.0}, "expected either n_samples"),
+        ({"gibbs_scale": 0.0}, "expected n_samples or gibbs_scale above 0"),
+        ({"n_samples": -1}, "expected n_samples or gibbs_scale above 0"),
+        ({"gibbs_scale": 1.0, "structure": "kronecker"}, 'expected a structure "diagonal"'),
+        ({"gibbs_scale": 1.0, "rank": 0}, "expected a rank of at least 1"),
+        ({"gibbs_scale": 1.0, "encoder_draws": 1}, "expected encoder_draws of 0 or at least 2"),
+        ({"gibbs_scale": 1.0, "num_draws": 1}, "expected num_draws of at least 2"),
+        ({"gibbs_scale": 1.0, "only": "nothing"}, "expected patterns that match names"),
+        ({"gibbs_scale": 1.0, "structure": "last_layer", "only": "mean*"}, "expected no `only`"),
+    ],
+)
+def test_arguments_are_checked(options, message):
+    with pytest.raises(ValueError, match=message):
+        LaplacePosterior.fit(gaussian_model(), **options)
+
+
+def test_weights_that_nothing_determines_are_refused():
+    cg = factor_model()
+    cg.decoder.unused = nn.Parameter(torch.zeros(1).double())
+    options = {"gibbs_scale": 10.0, "num_draws": 50}
+    for structure in ("diagonal", "low_rank", "full"):
+        with pytest.raises(ValueError, match="expected weights that samples or prior determine"):
+            LaplacePosterior.fit(cg, **options, structure=structure, weight_prior=flat)
+    posterior = LaplacePosterior.fit(cg, **options, structure="full")
+    which = posterior.names.index("unused")
+    assert posterior.std[which] == pytest.approx(1.0)  # the prior's
+
+
+def test_frozen_decoders_and_too_many_weights_are_refused():
+    cg = gaussian_model(hidden=(200, 200))
+    with pytest.raises(ValueError, match="expected at most 3000 weights for a full covariance"):
+        LaplacePosterior.fit(cg, gibbs_scale=1.0, structure="full")
+    cg.decoder.requires_grad_(False)
+    with pytest.raises(ValueError, match="expected a decoder with parameters that require grad"):
+        LaplacePosterior.fit(cg, gibbs_scale=1.0)
+
+
+def test_decoders_without_reparametrisation_are_refused():
+    class Detached(Shifted):
+        def forward(self, z):
+            return dist.Poisson(super().forward(z).mean.exp()).to_event(1)
+
+    cg = users_model()
+    cg.guide.decoder = Detached()
+    with pytest.raises(ValueError, match="expected a decoder whose samples are reparametrised"):
+        LaplacePosterior.fit(cg, 100, num_draws=4)
+
+
+# SWAG
+
+
+SWAG = {"steps": 40, "num_samples": 16, "collect_every": 2, "rank": 5}
+
+
+def test_swag_leaves_the_model_alone_and_is_reproducible(cg):
+    before = everything(cg)
+    first = SWAGPosterior.fit(cg, **SWAG, seed=1)
+    assert unchanged(cg, before)
+    assert first.deviations.shape == (len(first.mean), 5)
+    second = SWAGPosterior.fit(cg, **SWAG, seed=1)
+    for one, other in zip(first.draw(2, seed=2), second.draw(2, seed=2), strict=True):
+        assert all(torch.equal(one[name], other[name]) for name in one)
+    with with_state(cg.decoder, first.draw(1, seed=0)[0]):
+        assert cg.sample(5).u.isfinite().all()
+
+
+def test_swag_moments_and_draws():
+    torch.manual_seed(0)
+    cg, seen = gaussian_model(), []
+
+    class Watched(torch.optim.Adam):
+        def step(self, closure=None):
+            super().step(closure)
+            weights = [p.detach().double().flatten() for p in cg.decoder.parameters()]
+            seen.append(torch.cat(weights))
+
+    posterior = SWAGPosterior.fit(cg, **SWAG, optimizer=lambda p: Watched(p, lr=1e-2))
+    collected = torch.stack(seen[1::2])
+    torch.testing.assert_close(posterior.mean, collected.mean(0))
+    torch.testing.assert_close(posterior.variance, collected.var(0, correction=0))
+    deviations = (collected - collected.mean(0))[-5:]
+    torch.testing.assert_close(posterior.deviations, deviations.T)
+    draws = posterior.draw(4000, seed=0)
+    vectors = torch.stack([torch.cat([d[n].flatten() for n in posterior.names]) for d in draws])
+    expected = 0.5 * posterior.variance + deviations.square().sum(0) / 8
+    ratio = vectors.double().var(0) / expected
+    assert (ratio - 1).abs().max() < 0.15
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"rank": 1}, "expected a rank of at least 2"),
+        ({"steps": 5}, "expected a rank of at least 2 and steps"),
+        ({"gibbs_scale": 3.0}, "expected weight_prior and gibbs_scale together"),
+        ({"weight_prior": flat}, "expected weight_prior and gibbs_scale together"),
+    ],
+)
+def test_arguments_of_swag_are_checked(options, message):
+    with pytest.raises(ValueError, match=message):
+        SWAGPosterior.fit(gaussian_model(), **(SWAG | options))
+
+
+def test_swag_takes_the_weight_prior():
+    cg = gaussian_model()
+    prior = {"weight_prior": GaussianWeightPrior(1e-2), "gibbs_scale": 1.0}
+    plain, shrunk = SWAGPosterior.fit(cg, **SWAG), SWAGPosterior.fit(cg, **SWAG, **prior)
+    assert shrunk.mean.norm() < plain.mean.norm()
+
+
+# Ensembles
+
+
+def test_ensembles_draw_their_members_evenly():
+    models = [gaussian_model() for _ in range(3)]
+    posterior = EnsemblePosterior.of(models)
+    name = "mean.layers.0.weight"
+    known = [m.decoder.state_dict()[name] for m in models]
+
+    def which(draws):
+        return [next(i for i in range(3) if torch.equal(d[name], known[i])) for d in draws]
+
+    chosen = which(posterior.draw(7, seed=0))
+    assert sorted(chosen.count(i) for i in range(3)) == [2, 2, 3]
+    assert chosen == which(posterior.draw(7, seed=0))
+    assert len({tuple(which(posterior.draw(7, seed=s))) for s in range(5)}) > 1
+    decoders = EnsemblePosterior.of([m.decoder for m in models])
+    states = EnsemblePosterior.of([m.decoder.state_dict() for m in models])
+    assert which(decoders.draw(7, seed=0)) == which(states.draw(7, seed=0)) == chosen
+    posterior.draw(1, seed=0)[0][name].zero_()
+    assert which(posterior.draw(7, seed=0)) == chosen
+
+
+def test_ensembles_are_checked():
+    with pytest.raises(ValueError, match="expected at least one member"):
+        EnsemblePosterior.of([])
+    with pytest.raises(ValueError, match="expected decoders of the same names and shapes"):
+        EnsemblePosterior.of([gaussian_model(), gaussian_model(hidden=(9,))])
+    with pytest.raises(ValueError, match="expected a number of draws of at least 1, got 0"):
+        EnsemblePosterior.of([gaussian_model()]).draw(0, seed=0)
+
+
+# Saving
+
+
+def posteriors(cg):
+    return [
+        LaplacePosterior.fit(cg, gibbs_scale=100.0, num_draws=24, rank=3),
+        SWAGPosterior.fit(cg, **SWAG),
+        EnsemblePosterior.of([cg, copy.deepcopy(cg)]),
+    ]
+
+
+def test_saved_posteriors_draw_the_same(tmp_path):
+    for posterior in posteriors(gaussian_model()):
+        path = tmp_path / "posterior.pt"
+        posterior.save(path)
+        loaded = load_posterior(path)
+        assert type(loaded) is type(posterior)
+        for one, other in zip(posterior.draw(3, 5), loaded.draw(3, 5), strict=True):
+            assert one.keys() == other.keys()
+            assert all(torch.equal(one[name], other[name]) for name in one)
+            assert all(one[name].dtype == other[name].dtype for name in one)
+        assert list(tmp_path.iterdir()) == [path]
+
+
+def test_other_files_are_refused(tmp_path):
+    save_state(tmp_path / "state.pt", {"step": 1})
+    with pytest.raises(ValueError, match=r"expected a posterior .* got kind None"):
+        load_posterior(tmp_path / "state.pt")
+    with pytest.raises(FileNotFoundError):
+        load_posterior(tmp_path / "none.pt")
