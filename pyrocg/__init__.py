@@ -33,10 +33,22 @@ _PUBLIC = {
     "encoders": ("BasinPartition", "GaussianEncoder", "MixtureEncoder", "PartitionEncoder"),
     "cgmodel": ("CoarseGrainedModel", "Samples"),
     "tempering": ("AdaptiveSchedule", "FixedSchedule", "GeometricSchedule", "LinearSchedule"),
+    "weight_priors": (
+        "ARDWeightPrior",
+        "GaussianWeightPrior",
+        "WeightPriorELBO",
+        "count_switched_off",
+    ),
     "objectives": ("PathGradientELBO",),
     "training": ("FitResult", "fit"),
+    "weight_draws": ("WeightPosterior",),
+    "laplace": ("LaplacePosterior",),
+    "swag": ("SWAGPosterior",),
+    "posterior": ("EnsemblePosterior", "load_posterior"),
     "observables": ("Observable", "double_well_observables", "standard_observables"),
     "analysis": ("free_energy", "kl_divergence", "total_variation"),
+    "estimates": ("Estimate", "FreeEnergySurface", "Histogram"),
+    "cautions": ("Caution",),
     "prediction": ("Prediction", "predict"),
 }
 _MODULE_OF = {name: module for module, names in _PUBLIC.items() for name in names}

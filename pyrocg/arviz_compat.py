@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["inference_data", "pareto_smooth"]
+__all__ = ["container", "pareto_smooth", "resampled_chains"]
 
 
 def _arviz() -> Any:
@@ -64,18 +65,111 @@ def _psislw(log_weights: NDArray[np.float64]) -> tuple[NDArray[np.float64], floa
     return np.asarray(smoothed), float(k)
 
 
-def inference_data(groups: dict[str, dict[str, Any]], attrs: dict[str, Any], **options: Any) -> Any:
+def resampled_chains(
+    variables: Mapping[str, NDArray[Any]],
+    statistics: Mapping[str, NDArray[Any]],
+    chain: NDArray[np.int64],
+    weights: NDArray[np.float64],
+    *,
+    num_draws: int,
+    units: Mapping[str, str],
+    constants: Mapping[str, float],
+    attributes: Mapping[str, Any],
+    observed: Mapping[str, ArrayLike],
+    seed: int,
+) -> Any:
+    """Return ArviZ's container of weighted samples, resampled by their weights in each chain.
+
+    Resampling is systematic: a sample with the share w of its chain comes floor or ceil of w times
+    the draws. The order is random. Source: Douc and Cappé (2005), "Comparison of resampling
+    schemes for particle filtering".
+
+    Args:
+        variables: of the group ``posterior``, shape ``(n, ...)`` each; the second dimension of
+            "z" is named ``cv``, with coordinates ``z1``, ``z2``, ...
+        statistics: of the group ``sample_stats``, shape ``(n,)`` each; ``index`` is added.
+        chain: of every sample, shape ``(n,)``, from 0.
+        weights: shape ``(n,)``, not negative.
+        num_draws: number of draws of all chains together.
+        units: of variables and statistics, as their attribute ``units``.
+        constants: of the group ``constant_data``.
+        attributes: of the group ``posterior``.
+        observed: known samples of variables, all of one length; if there are any, the groups are
+            ``observed_data`` and ``posterior_predictive``, where each chain is a replicate.
+        seed: of the resampling.
+
+    Returns:
+        ``arviz.InferenceData`` with ArviZ 0.x, ``xarray.DataTree`` with 1.x.
+
+    Raises:
+        ValueError: no draw is left for a chain, or a chain has no weight.
+    """
+    n_chains = int(chain.max()) + 1
+    if num_draws < n_chains:
+        raise ValueError(f"expected num_draws of at least {n_chains}, a chain's, got {num_draws}")
+    random = np.random.default_rng(seed)
+    rows = [
+        _resampled(np.where(chain == c, weights, 0.0), num_draws // n_chains, random)
+        for c in range(n_chains)
+    ]
+    index = np.stack(rows)
+    dims = {name: ("cv",) if name == "z" and v.ndim == 2 else () for name, v in variables.items()}
+    posterior = _dataset({name: v[index] for name, v in variables.items()}, units, dims)
+    if "cv" in posterior.dims:
+        posterior = posterior.assign_coords(cv=[f"z{i + 1}" for i in range(posterior.sizes["cv"])])
+    posterior.attrs.update(attributes, inference_library="pyrocg")
+    drawn = {name: v[index] for name, v in statistics.items()} | {"index": index}
+    groups = {"posterior": posterior, "sample_stats": _dataset(drawn, units, {})}
+    groups["constant_data"] = _dataset(constants, units, {}, sample_dims=())
+    if observed:
+        names = dict.fromkeys(observed, ("configuration",))
+        replicas = {name: variables[name][index][None] for name in observed}
+        known = {name: np.asarray(v) for name, v in observed.items()}
+        groups["posterior_predictive"] = _dataset(replicas, units, names)
+        groups["observed_data"] = _dataset(known, units, names, sample_dims=())
+    return container(groups)
+
+
+def _resampled(
+    weights: NDArray[np.float64], count: int, random: np.random.Generator
+) -> NDArray[np.int64]:
+    total = weights.sum()
+    if not total > 0:
+        raise ValueError("expected weight in every chain, got one without; train the model longer")
+    steps = (np.arange(count) + random.uniform()) / count
+    index = np.searchsorted(weights.cumsum() / total, steps, side="right")
+    return random.permutation(index.clip(max=len(weights) - 1))
+
+
+def _dataset(
+    variables: Mapping[str, Any],
+    units: Mapping[str, str],
+    dims: Mapping[str, tuple[str, ...]],
+    sample_dims: tuple[str, ...] = ("chain", "draw"),
+) -> Any:
+    """An ``xarray.Dataset`` of variables (chain, draw, ...) with their units."""
+    import xarray
+
+    arrays = {}
+    for name, value in variables.items():
+        own = dims.get(name, ())
+        rest = np.ndim(value) - len(sample_dims) - len(own)
+        names = (*sample_dims, *own, *(f"{name}_dim_{i}" for i in range(rest)))
+        attributes = {"units": units[name]} if units.get(name) else {}
+        arrays[name] = xarray.DataArray(value, dims=names, attrs=attributes)
+    found = xarray.Dataset(arrays)
+    return found.assign_coords({d: np.arange(found.sizes[d]) for d in sample_dims if arrays})
+
+
+def container(groups: Mapping[str, Any]) -> Any:
     """Return ArviZ's container: ``InferenceData`` in 0.x, an ``xarray.DataTree`` in 1.x.
 
     Args:
-        groups: group name to variable name to array ``(chain, draw, ...)``.
-        attrs: attributes of the posterior group.
-        options: ``coords`` and ``dims`` of ``arviz.from_dict``.
+        groups: group name to ``xarray.Dataset``.
     """
     arviz = _arviz()
     if _is_legacy(arviz):
-        data = arviz.from_dict(**groups, **options)
-    else:
-        data = arviz.from_dict(groups, **options)
-    data["posterior"].attrs.update(attrs)
-    return data
+        return arviz.InferenceData(**groups)
+    import xarray
+
+    return xarray.DataTree.from_dict(dict(groups))

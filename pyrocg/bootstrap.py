@@ -1,61 +1,166 @@
-"""The Bayesian bootstrap of weighted averages: draws of means, quantiles and log Z."""
+"""The Bayesian bootstrap of weighted samples in groups: draws of sums, means and quantiles."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 __all__ = [
-    "bootstrap_means",
-    "bootstrap_quantiles",
-    "bootstrap_sums",
+    "Bootstrap",
+    "Replicates",
+    "bootstrap_factors",
     "equal_tailed",
+    "highest_density",
+    "random_stream",
     "weighted_quantiles",
 ]
 
 _CHUNK = 2**22  # numbers drawn at a time
 
 
-def _factors(n: int, n_draws: int, seed: int) -> Iterator[Tensor]:
-    """Chunks of standard exponential numbers, shape (chunk, n); their ratios are Dirichlet."""
-    generator = torch.Generator().manual_seed(seed)
-    size = max(1, _CHUNK // n)
-    for start in range(0, n_draws, size):
-        rows = min(size, n_draws - start)
-        yield torch.empty(rows, n, dtype=torch.float64).exponential_(generator=generator)
+def random_stream(seed: int, number: int) -> torch.Generator:
+    """Return a generator of numbers that no other number, nor the seed itself, gives.
+
+    Samples are drawn with the seed itself; factors from the same stream would know them.
+    """
+    mixed = np.random.SeedSequence([seed % 2**63, number]).generate_state(1)
+    return torch.Generator().manual_seed(int(mixed[0]))
 
 
-def bootstrap_means(
-    weights: Tensor, values: Tensor, n_draws: int, seed: int
-) -> tuple[Tensor, Tensor]:
-    r"""Draw weighted means and mean weights from their Bayesian bootstrap distribution.
+def bootstrap_factors(group: Tensor, n_draws: int, seed: int) -> Iterator[Tensor]:
+    r"""Draw factors of the Bayesian bootstrap, within groups whose sizes are fixed.
 
-    .. math:: \frac{\sum_i g_i w_i f_i}{\sum_i g_i w_i}, \quad
-              \frac{\sum_i g_i w_i}{\sum_i g_i}, \quad g_i \sim \mathrm{Exp}(1)
+    .. math:: g_i = n_s \frac{e_i}{\sum_{j \in s} e_j}, \quad e_i \sim \mathrm{Exp}(1)
 
-    Source: Rubin (1981), "The Bayesian bootstrap".
+    so that the factors of each group s are :math:`n_s` times a uniform draw from the simplex.
+
+    Source: Rubin (1981), "The Bayesian bootstrap", applied to each group.
 
     Args:
-        weights: :math:`w_i \ge 0`, shape ``(n,)``.
-        values: :math:`f_i`, shape ``(n, m)``.
+        group: of every sample, shape ``(n,)``, from 0.
         n_draws: number of draws.
-        seed: of the draws.
+        seed: of the draws; the global generator is left alone.
 
-    Returns:
-        Means, shape ``(n_draws, m)``, and mean weights, shape ``(n_draws,)``.
+    Yields:
+        Chunks of shape ``(rows, n)``, together ``n_draws`` rows.
 
     Example:
         >>> import torch
-        >>> means, totals = bootstrap_means(torch.ones(1000), torch.ones(1000, 1), 10, seed=0)
-        >>> means.shape, bool((means == 1).all()), bool(totals.allclose(torch.ones(10).double()))
-        (torch.Size([10, 1]), True, True)
+        >>> (factors,) = bootstrap_factors(torch.tensor([0, 0, 1]), 4, seed=0)
+        >>> bool(factors[:, :2].sum(1).allclose(torch.full((4,), 2.0).double()))
+        True
     """
-    w = weights.double()
-    columns = torch.cat([torch.ones_like(w)[:, None], w[:, None], w[:, None] * values.double()], 1)
-    sums = torch.cat([g @ columns for g in _factors(len(w), n_draws, seed)])
-    return sums[:, 2:] / sums[:, 1:2], sums[:, 1] / sums[:, 0]
+    n = len(group)
+    sizes = torch.bincount(group).double()
+    generator = random_stream(seed, 0)
+    rows = max(1, _CHUNK // n)
+    for start in range(0, n_draws, rows):
+        shape = (min(rows, n_draws - start), n)
+        e = torch.empty(shape, dtype=torch.float64).exponential_(generator=generator)
+        totals = torch.zeros(len(e), len(sizes), dtype=e.dtype).index_add_(1, group, e)
+        yield e * (sizes / totals)[:, group]
+
+
+@dataclass(frozen=True)
+class Replicates:
+    """A statistic of groups of samples, and its bootstrap draws.
+
+    Attributes:
+        observed: of each group, shape ``(n_groups, m)``.
+        draws: shape ``(n_draws, n_groups, m)``.
+    """
+
+    observed: Tensor
+    draws: Tensor
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> Replicates:
+        """Return a function of the statistic, applied along its last dimension."""
+        return Replicates(function(self.observed), function(self.draws))
+
+    def pooled(self) -> tuple[Tensor, Tensor]:
+        """Return sums over the groups, shapes ``(m,)`` and ``(n_draws, m)``."""
+        return self.observed.sum(0), self.draws.sum(1)
+
+
+@dataclass(frozen=True)
+class Bootstrap:
+    r"""The Bayesian bootstrap of weighted samples in groups, for instance one for each decoder.
+
+    Args:
+        weights: :math:`w_i \ge 0`, shape ``(n,)``.
+        group: of every sample, shape ``(n,)``, in ascending order from 0.
+        n_draws: number of draws.
+        seed: of the draws.
+
+    Example:
+        >>> import torch
+        >>> one = torch.zeros(1000, dtype=torch.long)
+        >>> found = Bootstrap(torch.ones(1000), one, 10, seed=0).sums(torch.ones(1000, 1))
+        >>> found.observed, found.draws.shape
+        (tensor([[1000.]], dtype=torch.float64), torch.Size([10, 1, 1]))
+    """
+
+    weights: Tensor
+    group: Tensor
+    n_draws: int
+    seed: int
+
+    def sums(self, columns: Tensor) -> Replicates:
+        r"""Weighted sums :math:`\sum_i g_i w_i f_i` of each group, for f of shape ``(n, m)``."""
+        parts = self._split(self.weights.double()[:, None] * columns.double(), 0)
+
+        def total(g: Tensor) -> Tensor:
+            return torch.stack(
+                [own @ p for own, p in zip(self._split(g, 1), parts, strict=True)], 1
+            )
+
+        return self._replicates(total)
+
+    def counts(self, index: Tensor, n_bins: int) -> Replicates:
+        """Weight in each bin, for bins ``index`` of shape ``(n,)``; -1 is no bin."""
+        n_groups, kept = len(self._sizes), index >= 0
+        place = (self.group * n_bins + index)[kept]
+        weights = self.weights.double()[kept]
+
+        def total(g: Tensor) -> Tensor:
+            found = torch.zeros(len(g), n_groups * n_bins, dtype=g.dtype)
+            return found.index_add_(1, place, g[:, kept] * weights).unflatten(1, (n_groups, n_bins))
+
+        return self._replicates(total)
+
+    def quantiles(self, values: Tensor, probs: Tensor) -> tuple[Replicates, Replicates]:
+        """Quantiles of each group, and of all samples as one group, for values ``(n,)``."""
+        w = self.weights.double()
+        parts = self._split(values, 0)
+
+        def total(g: Tensor) -> Tensor:
+            pairs = zip(self._split(g * w, 1), parts, strict=True)
+            each = [weighted_quantiles(own, v, probs) for own, v in pairs]
+            pooled = each if len(each) == 1 else [weighted_quantiles(g * w, values, probs)]
+            return torch.stack([*each, *pooled], 1)
+
+        found = self._replicates(total)
+        return (
+            Replicates(found.observed[:-1], found.draws[:, :-1]),
+            Replicates(found.observed[-1:], found.draws[:, -1:]),
+        )
+
+    @property
+    def _sizes(self) -> list[int]:
+        return torch.bincount(self.group).tolist()
+
+    def _split(self, tensor: Tensor, dim: int) -> tuple[Tensor, ...]:
+        return tensor.split(self._sizes, dim)
+
+    def _replicates(self, total: Callable[[Tensor], Tensor]) -> Replicates:
+        """A statistic of the samples as they are, and of every draw of factors."""
+        observed = total(torch.ones(1, len(self.weights), dtype=torch.float64))[0]
+        factors = bootstrap_factors(self.group, self.n_draws, self.seed)
+        return Replicates(observed, torch.cat([total(g) for g in factors]))
 
 
 def weighted_quantiles(weights: Tensor, values: Tensor, probs: Tensor) -> Tensor:
@@ -67,7 +172,7 @@ def weighted_quantiles(weights: Tensor, values: Tensor, probs: Tensor) -> Tensor
         probs: shape ``(m,)``, in (0, 1).
 
     Returns:
-        Shape ``(..., m)``.
+        Shape ``(..., m)``; NaN where all weights are zero.
 
     Example:
         >>> import torch
@@ -78,28 +183,25 @@ def weighted_quantiles(weights: Tensor, values: Tensor, probs: Tensor) -> Tensor
     cumulative = weights.double()[..., order].cumsum(-1)
     levels = probs.double().expand(*cumulative.shape[:-1], -1) * cumulative[..., -1:]
     index = torch.searchsorted(cumulative, levels.contiguous()).clamp(max=len(values) - 1)
-    return values[order][index]
-
-
-def bootstrap_quantiles(
-    weights: Tensor, values: Tensor, probs: Tensor, n_draws: int, seed: int
-) -> Tensor:
-    """Draws of weighted quantiles, shape ``(n_draws, m)``; arguments as above."""
-    w = weights.double()
-    chunks = _factors(len(w), n_draws, seed)
-    return torch.cat([weighted_quantiles(g * w, values, probs) for g in chunks])
-
-
-def bootstrap_sums(weights: Tensor, index: Tensor, n_bins: int, n_draws: int, seed: int) -> Tensor:
-    """Draws of the weight in each bin, shape ``(n_draws, n_bins)``, for bins ``index`` ``(n,)``."""
-    w = weights.double()
-    chunks = _factors(len(w), n_draws, seed)
-    return torch.cat(
-        [torch.zeros(len(g), n_bins, dtype=w.dtype).index_add_(1, index, g * w) for g in chunks]
-    )
+    return torch.where(cumulative[..., -1:] > 0, values.double()[order][index], torch.nan)
 
 
 def equal_tailed(draws: Tensor, level: float) -> Tensor:
     """Return the equal-tailed interval of draws ``(n_draws, ...)``, shape ``(2, ...)``."""
     tails = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=draws.dtype)
     return torch.quantile(draws, tails, dim=0)
+
+
+def highest_density(draws: Tensor, level: float) -> Tensor:
+    """Return the narrowest interval that holds a share of draws ``(n_draws, ...)``.
+
+    Example:
+        >>> import torch
+        >>> highest_density(torch.tensor([0.0, 1.0, 1.1, 1.2, 9.0]), 0.6)
+        tensor([1.0000, 1.2000])
+    """
+    ordered = draws.sort(0).values
+    inside = min(max(1, round(level * len(draws))), len(draws))  # draws within the interval
+    low, high = ordered[: len(draws) - inside + 1], ordered[inside - 1 :]
+    start = (high - low).argmin(0, keepdim=True)
+    return torch.cat([low.gather(0, start), high.gather(0, start)])

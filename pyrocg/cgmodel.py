@@ -137,6 +137,7 @@ class Samples:
         latents: values of the guide's other sites, shape ``(n, ...)`` each.
         log_weights: :math:`-t\beta U + \log|\partial T/\partial u| + \log r - \log p - \log q`,
             averaged over the latents as :meth:`CoarseGrainedModel.sample` says, shape ``(n,)``.
+        joint_log_weights: the same for the latents drawn with u alone; their mean is the ELBO.
         reduced_energy: :math:`\beta U` (without t), shape ``(n,)``.
         latent_log_ratio: :math:`\log r(z|u) - \log p(z)`, shape ``(n,)``; its mean bounds the
             information in z about u from below (Barber and Agakov 2003), so near 0 means that
@@ -147,6 +148,7 @@ class Samples:
     x: Tensor
     latents: dict[str, Tensor]
     log_weights: Tensor
+    joint_log_weights: Tensor
     reduced_energy: Tensor
     latent_log_ratio: Tensor
 
@@ -324,16 +326,18 @@ class CoarseGrainedModel(nn.Module):
         names = [name for name in log_guide if name != "u"]
         log_boltzmann: Any = model.nodes["log_boltzmann"]["value"]
         u: Any = guide.nodes["u"]["value"]
-        log_weights: Any = sum(log_model.values()) - sum(log_guide.values())
+        joint: Any = sum(log_model.values()) - sum(log_guide.values())
+        log_weights = joint
         if encoder_draws:
             ratio = sum(log_guide.values()) - sum(log_model[name] for name in names)
             ratios = [ratio] + [self._log_ratio(u) for _ in range(encoder_draws)]
-            log_weights = log_weights + ratio - log_mean_exp(torch.stack(ratios))
+            log_weights = joint + ratio - log_mean_exp(torch.stack(ratios))
         return Samples(
             u=u,
             x=model.nodes["x"]["value"],
             latents={name: guide.nodes[name]["value"] for name in names},
             log_weights=log_weights,
+            joint_log_weights=joint,
             reduced_energy=-log_boltzmann,
             latent_log_ratio=log_model["z"] - log_guide["z"],
         )

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 __all__ = ["main"]
 
+_BUILT = ("steps", "num_samples", "optimizer")  # what `fit` takes in another form
 _EXPECTED = (ValueError, OSError, KeyError, FloatingPointError, RuntimeError)
 _DESCRIPTION = """\
 Learn a coarse-grained, generative model of a molecule from its force field alone, and predict with
@@ -158,7 +159,7 @@ def _opened(path: str, given: dict[str, dict[str, Any]] | None = None) -> Any:
 
 
 def _train(folder: RunFolder, config: Config, system: System, quiet: bool) -> None:
-    from pyrocg.system import build_schedule
+    from pyrocg.system import build_optimizer, build_schedule
     from pyrocg.training import fit
 
     with (
@@ -169,12 +170,13 @@ def _train(folder: RunFolder, config: Config, system: System, quiet: bool) -> No
         model, basin_calls = _model(folder, config, system, progress=not quiet)
         if not quiet and basin_calls:
             _note(f"{basin_calls:,} energy calls for the basins; training {config.fit.steps} steps")
-        given = {k: v for k, v in vars(config.fit).items() if k not in ("steps", "num_samples")}
+        given = {k: v for k, v in vars(config.fit).items() if k not in _BUILT}
         with _deferred_interrupt() as interrupted:
             result = fit(
                 model,
                 config.fit.steps,
                 config.fit.num_samples,
+                optimizer=build_optimizer(config.fit),
                 schedule=build_schedule(config.schedule),
                 checkpoint=folder.checkpoint,
                 progress=not quiet,
@@ -252,11 +254,11 @@ def _predict(
 
 def _draw(folder: RunFolder, system: System) -> list[Path]:
     """Write the pictures of what the folder has."""
-    from pyrocg import plotting
+    from pyrocg.pages import prediction_pages, training_page
 
     mixed = folder.config().model.kind == "basins"
     note = "of all components, with the best shares" if mixed else ""
-    pages = {"training.png": plotting.training_page(folder.history()["history"], note)}
+    pages = {"training.png": training_page(folder.history()["history"], note)}
     prediction = folder.prediction(system.observables)
     if prediction is None:
         _note(f"no prediction to draw; make one by `pyrocg predict {folder.path}`")
@@ -265,7 +267,7 @@ def _draw(folder: RunFolder, system: System) -> list[Path]:
         reference = system.reference
         counts = None if reference is None else reference.phi_psi
         values = {} if reference is None else reference.observables
-        pages |= plotting.prediction_pages(prediction, kt, counts, values)
+        pages |= prediction_pages(prediction, kt, counts, values)
     return [folder.write_figure(name, figure) for name, figure in pages.items()]
 
 
@@ -293,7 +295,7 @@ def _print_table(summary: dict[str, Any], system: System, seconds: float) -> Non
 
     print(prediction_table(summary, system.reference, seconds))
     for warning in summary["warnings"]:
-        _note(f"warning: {warning}")
+        _note(f"warning: {warning['text']}")
 
 
 def _note(text: str) -> None:

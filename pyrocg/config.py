@@ -115,6 +115,7 @@ _KINDS: dict[str, dict[str, dict[str, Any]]] = {
         "": {
             "steps": 5000,
             "num_samples": 256,
+            "optimizer": "soap",
             "learning_rate": 1e-3,
             "clip_norm": 100.0,
             "warmup": 0.02,
@@ -128,6 +129,7 @@ _KINDS: dict[str, dict[str, dict[str, Any]]] = {
     "predict": {
         "": {
             "num_samples": 100_000,
+            "encoder_draws": 4,
             "level": 0.95,
             "n_draws": 500,
             "batch": 5000,
@@ -232,7 +234,8 @@ class FitOptions:
 
     steps: int = option("training steps", low=1)
     num_samples: int = option("samples, and energy calls, in each step", low=1)
-    learning_rate: float = option("peak learning rate of Adam", above=0)
+    optimizer: str = option("optimiser", choices=("soap", "adam"))
+    learning_rate: float = option("peak learning rate", above=0)
     clip_norm: float = option("bound on the norm of the gradient", above=0)
     warmup: float = option("fraction of the steps in which the rate warms up", low=0, high=1)
     evaluate_every: int = option("steps between evaluations", low=1)
@@ -247,6 +250,7 @@ class PredictOptions:
     """[predict]: samples and intervals."""
 
     num_samples: int = option("samples to predict from", "predict-samples", low=1)
+    encoder_draws: int = option("draws of z that each weight is averaged over", low=0)
     level: float = option("probability that an interval holds", above=0, below=1)
     n_draws: int = option("bootstrap draws behind each interval", "predict-draws", low=2)
     batch: int = option("samples drawn at a time", "predict-batch", low=1)

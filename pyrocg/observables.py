@@ -4,14 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-if TYPE_CHECKING:
-    import mdtraj
+from pyrocg.atoms import (
+    alpha_carbon,
+    atom_indices,
+    backbone,
+    backbones,
+    check_position,
+    check_shape,
+    heavy_atoms,
+    heavy_torsions,
+    peptide_bonds,
+    residue_label,
+    trajectory,
+)
 
+if TYPE_CHECKING:
     from pyrocg.molecules import Molecule
 
 __all__ = [
@@ -28,8 +40,8 @@ __all__ = [
     "population_above",
     "psi",
     "radius_of_gyration",
-    "rmsd",
     "standard_observables",
+    "window",
 ]
 
 Array: TypeAlias = NDArray[np.float64]
@@ -105,11 +117,11 @@ def dihedral(molecule: Molecule, atoms: Sequence[int], name: str | None = None) 
     """
     import mdtraj
 
-    quad = _indices(molecule, atoms, 4)
+    quad = atom_indices(molecule, atoms, 4)
     name = name or "dihedral_" + "_".join(map(str, quad))
 
     def values(x: Array) -> Array:
-        return mdtraj.compute_dihedrals(_trajectory(molecule, x), [quad], periodic=False)[:, 0]
+        return mdtraj.compute_dihedrals(trajectory(molecule, x), [quad], periodic=False)[:, 0]
 
     return Observable(name, "rad", values, circular=True)
 
@@ -123,13 +135,13 @@ def phi(molecule: Molecule, residue: int = 0, name: str | None = None) -> Observ
         >>> bool(phi(molecule)(molecule.positions[None])[0] < 0)
         True
     """
-    found = _backbone(molecule, residue)
+    found = backbone(molecule, residue)
     return dihedral(molecule, found.phi, name or "phi" + found.suffix)
 
 
 def psi(molecule: Molecule, residue: int = 0, name: str | None = None) -> Observable:
     """Backbone torsion N-CA-C-N of the ``residue``-th residue that has both phi and psi."""
-    found = _backbone(molecule, residue)
+    found = backbone(molecule, residue)
     return dihedral(molecule, found.psi, name or "psi" + found.suffix)
 
 
@@ -138,22 +150,22 @@ def omega(molecule: Molecule, bond: int = 0, name: str | None = None) -> Observa
 
     Named after the residue that follows the bond, ``omega_ALA2``.
     """
-    bonds = _peptide_bonds(molecule)
-    _check_position(molecule, bond, len(bonds), "peptide bonds")
+    bonds = peptide_bonds(molecule)
+    check_position(molecule, bond, len(bonds), "peptide bonds")
     c, n = bonds[bond]
-    quad = (_alpha_carbon(molecule, c), c, n, _alpha_carbon(molecule, n))
-    return dihedral(molecule, quad, name or "omega_" + _residue_label(molecule, n))
+    quad = (alpha_carbon(molecule, c), c, n, alpha_carbon(molecule, n))
+    return dihedral(molecule, quad, name or "omega_" + residue_label(molecule, n))
 
 
 def distance(molecule: Molecule, atoms: Sequence[int], name: str | None = None) -> Observable:
     """Distance of two atoms in nm; ``atoms`` are their 0-based indices."""
     import mdtraj
 
-    pair = _indices(molecule, atoms, 2)
+    pair = atom_indices(molecule, atoms, 2)
     name = name or "distance_" + "_".join(map(str, pair))
 
     def values(x: Array) -> Array:
-        return mdtraj.compute_distances(_trajectory(molecule, x), [pair], periodic=False)[:, 0]
+        return mdtraj.compute_distances(trajectory(molecule, x), [pair], periodic=False)[:, 0]
 
     return Observable(name, "nm", values)
 
@@ -167,7 +179,7 @@ def end_to_end(molecule: Molecule, name: str = "end_to_end") -> Observable:
     Raises:
         ValueError: the molecule has fewer than two heavy atoms.
     """
-    heavy = _heavy(molecule)
+    heavy = heavy_atoms(molecule)
     if len(heavy) < 2:
         raise ValueError(
             f"expected a molecule with at least 2 heavy atoms, got {len(heavy)} in "
@@ -195,42 +207,11 @@ def radius_of_gyration(
     weights = raw / raw.sum()
 
     def values(x: Array) -> Array:
-        _check_shape(molecule, x)
+        check_shape(molecule, x)
         centered = x - np.einsum("a,nad->nd", weights, x)[:, None]
         return np.sqrt(np.einsum("a,nad,nad->n", weights, centered, centered))
 
     return Observable(name, "nm", values)
-
-
-def rmsd(
-    molecule: Molecule,
-    reference: ArrayLike | None = None,
-    atoms: str | Sequence[int] = "heavy",
-    name: str = "rmsd",
-) -> Observable:
-    """Root-mean-square deviation in nm from a structure, after optimal superposition.
-
-    Args:
-        molecule: the molecule.
-        reference: shape ``(n_atoms, 3)``, nm; default the molecule's positions.
-        atoms: ``"heavy"``, ``"all"``, or at least three 0-based indices.
-        name: key in the results.
-    """
-    import mdtraj
-
-    if isinstance(atoms, str):
-        if atoms not in ("heavy", "all"):
-            raise ValueError(f"expected atoms to be 'heavy', 'all' or indices, got {atoms!r}")
-        chosen = _heavy(molecule) if atoms == "heavy" else list(range(molecule.n_atoms))
-    else:
-        chosen = list(_indices(molecule, atoms))
-    if len(chosen) < 3:
-        raise ValueError(f"expected at least 3 atoms to superpose, got {len(chosen)}; choose more")
-    start = molecule.positions if reference is None else np.asarray(reference, dtype=np.float64)
-    target = _trajectory(molecule, start[None])
-    return Observable(
-        name, "nm", lambda x: mdtraj.rmsd(_trajectory(molecule, x), target, atom_indices=chosen)
-    )
 
 
 # Populations.
@@ -256,6 +237,43 @@ def population(name: str, predicate: Callable[[Any], Any]) -> Observable:
     return Observable(name, "", values)
 
 
+def window(name: str, *ranges: tuple[Observable, float, float]) -> Observable:
+    """The population of the configurations whose observables all lie in open intervals.
+
+    Args:
+        name: key in the results.
+        ranges: one or more of (observable, low, high), in the observable's unit. The interval of an
+            angle goes upwards from low to high, also across pi.
+
+    Raises:
+        ValueError: there are no ranges, or an interval is empty or more than a turn.
+
+    Example:
+        >>> import numpy as np
+        >>> angle = Observable("angle", "rad", lambda x: x[:, 0], circular=True)
+        >>> window("trans", (angle, 3.0, 3.3))(np.array([[3.1], [-3.1], [0.0]]))
+        array([1., 1., 0.])
+    """
+    for observable, low, high in ranges:
+        if not low < high or (observable.circular and high - low > 2 * np.pi):
+            raise ValueError(
+                f"expected an interval of {observable.name} with low below high, of an angle at "
+                f"most a turn, got {low} to {high}"
+            )
+    if not ranges:
+        raise ValueError(f"expected one or more ranges for {name!r}, got none")
+
+    def inside(x: Array) -> Any:
+        found = []
+        for observable, low, high in ranges:
+            above = observable(x) - low
+            above = above % (2 * np.pi) if observable.circular else above
+            found.append((above > 0) & (above < high - low))
+        return np.all(found, axis=0)
+
+    return population(name, inside)
+
+
 def basin_populations(
     molecule: Molecule, residue: int = 0
 ) -> tuple[Observable, Observable, Observable]:
@@ -269,7 +287,7 @@ def basin_populations(
         residue: which of the residues that have phi and psi.
     """
     first, second = phi(molecule, residue), psi(molecule, residue)
-    suffix = _backbone(molecule, residue).suffix
+    suffix = backbone(molecule, residue).suffix
 
     def left(x: Array) -> Any:
         angle = first(x)
@@ -334,130 +352,13 @@ def standard_observables(molecule: Molecule) -> tuple[Observable, ...]:
         >>> [o.name for o in standard_observables(alanine_dipeptide())][:4]
         ['population_left', 'population_alpha', 'population_beta', 'radius_of_gyration']
     """
-    residues = range(len(_backbones(molecule)))
+    residues = range(len(backbones(molecule)))
     basins = [basin for r in residues for basin in basin_populations(molecule, r)]
     size = [radius_of_gyration(molecule)]
-    if len(_heavy(molecule)) > 1:
+    if len(heavy_atoms(molecule)) > 1:
         size.append(end_to_end(molecule))
     if residues:
         torsions = [angle(molecule, r) for r in residues for angle in (phi, psi)]
     else:
-        torsions = [dihedral(molecule, quad) for quad in _heavy_torsions(molecule)]
+        torsions = [dihedral(molecule, quad) for quad in heavy_torsions(molecule)]
     return (*basins, *size, *torsions)
-
-
-# Where the atoms are.
-
-
-class _Backbone(NamedTuple):
-    phi: tuple[int, int, int, int]
-    psi: tuple[int, int, int, int]
-    suffix: str
-    """Empty in a molecule with one such residue, else ``_ALA2``."""
-
-
-def _trajectory(molecule: Molecule, x: Array) -> mdtraj.Trajectory:
-    import mdtraj
-
-    _check_shape(molecule, x)
-    return mdtraj.Trajectory(x, molecule.mdtraj_topology)
-
-
-def _check_shape(molecule: Molecule, x: Array) -> None:
-    if x.shape[1:] != (molecule.n_atoms, 3):
-        raise ValueError(
-            f"expected configurations of shape (n, {molecule.n_atoms}, 3) for {molecule.name}, "
-            f"got {x.shape}; check the number of atoms and the order of dimensions"
-        )
-
-
-def _indices(molecule: Molecule, atoms: Sequence[int], count: int | None = None) -> list[int]:
-    found = [int(i) for i in atoms]
-    valid = len(set(found)) == len(found) and all(0 <= i < molecule.n_atoms for i in found)
-    if not valid or (count is not None and len(found) != count):
-        raise ValueError(
-            f"expected {count or 'a list of'} different atom indices from 0 to "
-            f"{molecule.n_atoms - 1}, got {tuple(atoms)}"
-        )
-    return found
-
-
-def _check_position(molecule: Molecule, index: int, count: int, what: str) -> None:
-    if not 0 <= index < count:
-        raise ValueError(
-            f"expected an index below {count}, the number of {what} in {molecule.name}, "
-            f"got {index}; use dihedral(molecule, atoms) for other torsions"
-        )
-
-
-def _heavy(molecule: Molecule) -> list[int]:
-    return [i for i, symbol in enumerate(molecule.symbols) if symbol != "H"]
-
-
-def _neighbours(molecule: Molecule) -> list[list[int]]:
-    """Heavy neighbours of every atom, in the order of their indices."""
-    found: list[list[int]] = [[] for _ in range(molecule.n_atoms)]
-    for i, j in molecule.bonds:
-        found[i].append(j)
-        found[j].append(i)
-    heavy = set(_heavy(molecule))
-    return [sorted(heavy.intersection(group)) for group in found]
-
-
-def _heavy_torsions(molecule: Molecule) -> list[tuple[int, int, int, int]]:
-    around = _neighbours(molecule)
-    heavy = set(_heavy(molecule))
-    quads = []
-    for b, c in molecule.bonds:
-        before = [a for a in around[b] if a != c]
-        after = [d for d in around[c] if d != b and d != (before[0] if before else -1)]
-        if before and after and {b, c} <= heavy:
-            quads.append((before[0], b, c, after[0]))
-    return quads
-
-
-def _peptide_bonds(molecule: Molecule) -> list[tuple[int, int]]:
-    """Bonds (C, N) between residues, in the order of the chain."""
-    atoms = list(molecule.topology.atoms())
-    found = []
-    for bond in molecule.bonds:
-        names = {atoms[i].name: i for i in bond}
-        if set(names) == {"C", "N"} and atoms[bond[0]].residue != atoms[bond[1]].residue:
-            found.append((names["C"], names["N"]))
-    return sorted(found)
-
-
-def _alpha_carbon(molecule: Molecule, atom: int) -> int:
-    """CA of the residue of a backbone C or N; the methyl carbon of a cap."""
-    atoms = list(molecule.topology.atoms())
-    near = {atoms[i].name: i for i in _neighbours(molecule)[atom]}
-    own = {k: i for k, i in near.items() if atoms[i].residue == atoms[atom].residue}
-    carbons = [i for i in own.values() if molecule.symbols[i] == "C"]
-    return own.get("CA", carbons[0])
-
-
-def _residue_label(molecule: Molecule, atom: int) -> str:
-    residue = list(molecule.topology.atoms())[atom].residue
-    return f"{residue.name}{residue.id}"
-
-
-def _backbones(molecule: Molecule) -> list[_Backbone]:
-    """The torsions of every residue between two peptide bonds."""
-    atoms = list(molecule.topology.atoms())
-    bonds = _peptide_bonds(molecule)
-    leaving = {atoms[c].residue.index: (c, n) for c, n in bonds}
-    found = []
-    for before, n in bonds:
-        residue = atoms[n].residue
-        alpha = {atom.name: atom.index for atom in residue.atoms()}.get("CA")
-        if alpha is not None and residue.index in leaving:
-            c, after = leaving[residue.index]
-            label = "_" + _residue_label(molecule, n)
-            found.append(_Backbone((before, n, alpha, c), (n, alpha, c, after), label))
-    return [found[0]._replace(suffix="")] if len(found) == 1 else found
-
-
-def _backbone(molecule: Molecule, residue: int) -> _Backbone:
-    found = _backbones(molecule)
-    _check_position(molecule, residue, len(found), "residues with phi and psi")
-    return found[residue]

@@ -13,21 +13,23 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pyrocg.prediction import Histogram, Prediction
+from pyrocg.estimates import FreeEnergySurface, Histogram
+from pyrocg.prediction import Prediction
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 __all__ = [
     "component_populations",
+    "described",
+    "free_energy_label",
+    "free_energy_map",
+    "free_energy_profile",
     "histogram_of_counts",
     "latent_map",
     "observable_histogram",
-    "prediction_pages",
     "ramachandran",
     "training_history",
-    "training_page",
     "weights_histogram",
 ]
 
@@ -35,7 +37,7 @@ GROUP_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9
 """Okabe and Ito's, without yellow, which is faint on white."""
 _MODEL, _CORRECTED, _REFERENCE = "#D55E00", "#0072B2", "#000000"
 _MARKERS = "os^Dv<>P"
-_ANGLE_TICKS = (-180, -90, 0, 90, 180)
+ANGLE_TICKS = (-180, -90, 0, 90, 180)
 
 
 def histogram_of_counts(counts: NDArray[np.float64]) -> Histogram:
@@ -43,7 +45,8 @@ def histogram_of_counts(counts: NDArray[np.float64]) -> Histogram:
     n = len(counts)
     edges = np.linspace(-math.pi, math.pi, n + 1)
     density = counts / counts.sum() / (edges[1] - edges[0]) ** 2
-    return Histogram((edges, edges), density, density, density)
+    zero = np.zeros_like(density)
+    return Histogram((edges, edges), density, density, density, zero, zero, zero)
 
 
 def ramachandran(
@@ -77,7 +80,7 @@ def ramachandran(
     image = ax.pcolormesh(x, y, surface, cmap="viridis", vmin=0, vmax=8 * kt, rasterized=True)
     ax.set(xlabel=labels[0], ylabel=labels[1], title=title, aspect="equal")
     for axis in (ax.xaxis, ax.yaxis):
-        axis.set_ticks(_ANGLE_TICKS)
+        axis.set_ticks(ANGLE_TICKS)
     ax.set(xlim=(-180, 180), ylim=(-180, 180))
     return image
 
@@ -150,13 +153,88 @@ def observable_histogram(
         ax.axvline(reference * scale, color=_REFERENCE, ls=":", label="reference mean")
     ax.set(xlabel=label, ylabel="density", xlim=(edges[0], edges[-1]))
     if degrees:
-        ax.set_xticks(_ANGLE_TICKS)
+        ax.set_xticks(ANGLE_TICKS)
     if log:
         lowest = histogram.density[histogram.density > 0].min() / scale
         ax.set_yscale("log")
         ax.set_ylim(0.3 * lowest, 3 * histogram.density.max() / scale)
     else:
         ax.set_ylim(bottom=0)
+
+
+def free_energy_profile(
+    surface: FreeEnergySurface,
+    ax: Axes,
+    *,
+    label: str,
+    plain: FreeEnergySurface | None = None,
+    degrees: bool = False,
+) -> None:
+    """Draw the free energy over one observable with the interval of every bin as a band; no legend.
+
+    Bins without samples are left out; where the band has no upper end, it leaves the picture.
+
+    Args:
+        surface: over one observable.
+        ax: to draw on.
+        label: of the horizontal axis, with the unit.
+        plain: the model's own, likewise with its band.
+        degrees: whether rad become degrees.
+    """
+    scale = 180.0 / math.pi if degrees else 1.0
+    drawn = [(surface, _CORRECTED, "-", "reweighted")]
+    if plain is not None:
+        drawn.append((plain, _MODEL, "--", "model"))
+    top = 0.0
+    for found, colour, line, name in drawn:
+        edges = found.edges[0] * scale
+        middle = 0.5 * (edges[1:] + edges[:-1])
+        known = np.isfinite(found.energy)
+        top = max(top, float(np.max(found.energy[known])))
+        upper = np.nan_to_num(found.upper, nan=np.nan, posinf=1e6)
+        ax.fill_between(
+            middle, found.lower, upper, where=known, color=colour, alpha=0.3, linewidth=0
+        )
+        energy = np.where(known, found.energy, np.nan)
+        ax.plot(middle, energy, color=colour, ls=line, label=name, linewidth=1.2)
+    ax.set(xlabel=label, ylabel=free_energy_label(1.0), xlim=(edges[0], edges[-1]))
+    ax.set_ylim(-0.05 * (top or 1.0), 1.15 * (top or 1.0))
+    if degrees:
+        ax.set_xticks(ANGLE_TICKS)
+
+
+def free_energy_map(
+    surface: FreeEnergySurface,
+    ax: Axes,
+    *,
+    error: bool = False,
+    highest: float | None = None,
+    title: str = "",
+    labels: tuple[str, str] = ("φ (°)", "ψ (°)"),
+) -> Any:
+    """Draw the free energy over two angles, or half of the width of its band.
+
+    Args:
+        surface: over two angles in rad.
+        ax: to draw on.
+        error: whether to draw half of the interval's width; bins without an upper end stay white.
+        highest: end of the colour scale in kJ/mol; default the largest finite value.
+        title: of the axes.
+        labels: of both axes.
+
+    Returns:
+        What a colour bar takes; label it by :func:`free_energy_label`.
+    """
+    values = 0.5 * (surface.upper - surface.lower) if error else surface.energy
+    shown = np.ma.masked_invalid(values.T)
+    x, y = (np.rad2deg(edge) for edge in surface.edges)
+    colours = "cividis" if error else "viridis"
+    image = ax.pcolormesh(x, y, shown, cmap=colours, vmin=0.0, vmax=highest, rasterized=True)
+    ax.set(xlabel=labels[0], ylabel=labels[1], title=title, aspect="equal")
+    for axis in (ax.xaxis, ax.yaxis):
+        axis.set_ticks(ANGLE_TICKS)
+    ax.set(xlim=(-180, 180), ylim=(-180, 180))
+    return image
 
 
 def weights_histogram(prediction: Prediction, ax: Axes) -> None:
@@ -202,7 +280,7 @@ def latent_map(
     chosen = chosen[:most]
     z = z[chosen]
     name = colour or prediction.observables[0].name
-    values, vertical_label, scale = _values(prediction, name)
+    values, vertical_label, scale = described(prediction, name)
     vertical = z[:, 1] if z.shape[1] > 1 else values[chosen]
     ax.set(xlabel="$z_1$", ylabel="$z_2$" if z.shape[1] > 1 else vertical_label)
     style: dict[str, Any] = {"s": 9, "linewidths": 0.25, "rasterized": True}
@@ -237,139 +315,8 @@ def component_populations(prediction: Prediction, ax: Axes) -> None:
     ax.legend(frameon=False, fontsize="small")
 
 
-# Pages: the pictures that a run ends with.
-
-
-def training_page(history: Mapping[str, Sequence[float]], note: str = "") -> Figure:
-    """Return the course of a training as a figure."""
-    tempered = any(t != 1 for t in history["t"])
-    figure, axes = _figure(1, 3 if tempered else 2, width=4.0, height=3.0)
-    training_history(history, list(axes.flat))
-    if note:
-        figure.suptitle(note, fontsize="medium")
-    return figure
-
-
-def prediction_pages(
-    prediction: Prediction,
-    kt: float | None = None,
-    phi_psi: NDArray[np.float64] | None = None,
-    reference: Mapping[str, Mapping[str, Any]] | None = None,
-) -> dict[str, Figure]:
-    """Return every figure that a prediction has data for, by file name.
-
-    Args:
-        prediction: the results.
-        kt: thermal energy in kJ/mol; None for toys.
-        phi_psi: reference counts of (phi, psi), see :func:`histogram_of_counts`.
-        reference: observable to its known ``mean``.
-    """
-    pages = {"weights.png": _single(weights_histogram, prediction)}
-    for phi, psi in _torsion_pairs(prediction):
-        name = phi.replace("phi", "ramachandran") + ".png"
-        pages[name] = _ramachandran_page(prediction, phi, psi, kt, phi_psi)
-    names = [o.name for o in prediction.observables if not o.name.startswith("population")]
-    if names:
-        pages["observables.png"] = _observables_page(prediction, names, reference or {})
-    if prediction.latents.get("z") is not None:
-        pages["latent.png"] = _latent_page(prediction)
-    if "component" in prediction.latents:
-        pages["components.png"] = _single(component_populations, prediction)
-    return pages
-
-
-def _ramachandran_page(
-    prediction: Prediction,
-    phi: str,
-    psi: str,
-    kt: float | None,
-    counts: NDArray[np.float64] | None,
-) -> Figure:
-    bins = 72 if counts is None else len(counts)
-    panels = {
-        "model": prediction.histogram(phi, psi, bins=bins, corrected=False),
-        "reweighted model": prediction.histogram(phi, psi, bins=bins),
-    }
-    if counts is not None:
-        panels["reference"] = histogram_of_counts(counts)
-    figure, axes = _figure(1, len(panels), width=3.5, height=3.4, shared=True)
-    suffix = phi.removeprefix("phi").replace("_", " ")
-    labels = (f"φ{suffix} (°)", f"ψ{suffix} (°)")
-    zero = list(panels.values())[-1].density.max()
-    for ax, (title, histogram) in zip(axes.flat, panels.items(), strict=True):
-        image = ramachandran(histogram, ax, kt=kt, zero=zero, title=title, labels=labels)
-    for ax in axes.flat[1:]:
-        ax.set_ylabel("")
-    figure.colorbar(
-        image, ax=list(axes.flat), label=free_energy_label(kt), extend="max", shrink=0.8
-    )
-    return figure
-
-
-def _observables_page(
-    prediction: Prediction, names: Sequence[str], reference: Mapping[str, Mapping[str, Any]]
-) -> Figure:
-    columns = min(3, len(names))
-    figure, axes = _figure(-(-len(names) // columns), columns, width=3.6, height=2.8)
-    for ax in axes.flat[len(names) :]:
-        ax.remove()
-    for ax, name in zip(axes.flat, names, strict=False):
-        observable = next(o for o in prediction.observables if o.name == name)
-        values, label, _ = _values(prediction, name)
-        limits = None if observable.circular else _bulk(values)
-        observable_histogram(
-            prediction.histogram(name, limits=limits),
-            ax,
-            label=label,
-            plain=prediction.histogram(name, limits=limits, corrected=False),
-            reference=reference.get(name, {}).get("mean"),
-            degrees=observable.circular,
-            log=not observable.unit,
-        )
-    figure.legend(
-        *axes[0, 0].get_legend_handles_labels(),
-        loc="outside upper center",
-        ncols=3,
-        frameon=False,
-    )
-    return figure
-
-
-def _latent_page(prediction: Prediction) -> Figure:
-    """A panel for each of the 12 largest components, coloured by the first angle; or one."""
-    angles = [o.name for o in prediction.observables if o.circular]
-    group = prediction.latents.get("component")
-    if not angles or group is None or prediction.latents["z"].shape[1] < 2:
-        return _single(latent_map, prediction, *angles[:1])
-    weight = np.bincount(group, prediction.weights().numpy())
-    components = [int(k) for k in weight.argsort()[::-1][:12] if (group == k).any()]
-    columns = min(4, len(components))
-    rows = -(-len(components) // columns)
-    figure, axes = _figure(rows, columns, width=2.6, height=2.5, shared=True)
-    for ax in axes.flat[len(components) :]:
-        ax.remove()
-    drawn = list(axes.flat[: len(components)])
-    for place, (ax, k) in enumerate(zip(drawn, components, strict=True)):
-        image = latent_map(prediction, ax, angles[0], component=k)
-        share = 100 * weight[k] / weight.sum()
-        ax.set_title(f"component {k + 1}: {share:.2g} %", fontsize="medium")
-        ax.label_outer()
-        if place + columns >= len(drawn):  # nothing below
-            ax.xaxis.set_tick_params(labelbottom=True)
-            ax.set_xlabel("$z_1$")
-    label = _values(prediction, angles[0])[1]
-    figure.colorbar(image, ax=drawn, label=label, ticks=_ANGLE_TICKS)
-    return figure
-
-
-def _torsion_pairs(prediction: Prediction) -> list[tuple[str, str]]:
-    names = [o.name for o in prediction.observables]
-    pairs = [(n, "psi" + n.removeprefix("phi")) for n in names if n.startswith("phi")]
-    return [pair for pair in pairs if pair[1] in names]
-
-
-def _values(prediction: Prediction, name: str) -> tuple[NDArray[np.float64], str, dict[str, Any]]:
-    """Values of an observable as drawn, its label with unit, and its colours."""
+def described(prediction: Prediction, name: str) -> tuple[NDArray[np.float64], str, dict[str, Any]]:
+    """Return values of an observable as drawn, its label with unit, and its colours."""
     observable = next(o for o in prediction.observables if o.name == name)
     values, unit, words = prediction.values[name], observable.unit, name.replace("_", " ")
     scale: dict[str, Any] = {"cmap": "viridis"}
@@ -378,28 +325,3 @@ def _values(prediction: Prediction, name: str) -> tuple[NDArray[np.float64], str
         words = words.replace("phi", "φ").replace("psi", "ψ")
         scale = {"cmap": "twilight", "vmin": -180.0, "vmax": 180.0}
     return values, f"{words} ({unit})" if unit else words, scale
-
-
-def _bulk(values: NDArray[np.float64]) -> tuple[float, float]:
-    """A range that holds nearly all values."""
-    low, high = np.quantile(values, [0.0005, 0.9995])
-    margin = 0.05 * (high - low) or 1.0
-    return float(low - margin), float(high + margin)
-
-
-def _figure(
-    rows: int, columns: int, width: float, height: float, shared: bool = False
-) -> tuple[Figure, Any]:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
-    axes: Any = figure.subplots(rows, columns, squeeze=False, sharex=shared, sharey=shared)
-    return figure, axes
-
-
-def _single(draw: Any, prediction: Prediction, *options: Any) -> Figure:
-    figure, axes = _figure(1, 1, width=5.0, height=3.8)
-    image = draw(prediction, axes[0, 0], *options)
-    if image is not None:
-        figure.colorbar(image, ax=axes[0, 0], label=_values(prediction, options[0])[1])
-    return figure

@@ -26,6 +26,7 @@ from pyrocg.training import FitResult
 __all__ = ["RunFolder", "plain"]
 
 _SCALARS = (
+    "beta",
     "level",
     "log_z",
     "log_z_interval",
@@ -36,8 +37,9 @@ _SCALARS = (
     "nonfinite",
     "seed",
     "n_draws",
-    "warnings",
 )
+_ARRAYS = ("energies", "weight_draw")
+_TENSORS = ("log_weights", "smoothed_log_weights", "plain_log_weights")
 
 
 @dataclass(frozen=True)
@@ -183,10 +185,8 @@ class RunFolder:
             OSError: they cannot be written; what was there before is untouched.
         """
         arrays = {
-            "log_weights": prediction.log_weights.numpy(),
-            "smoothed_log_weights": prediction.smoothed_log_weights.numpy(),
-            "plain_log_weights": prediction.plain_log_weights.numpy(),
-            "energies": prediction.energies,
+            **{name: getattr(prediction, name).numpy() for name in _TENSORS},
+            **{name: getattr(prediction, name) for name in _ARRAYS},
             **{f"value/{name}": value for name, value in prediction.values.items()},
             **{f"latent/{name}": value for name, value in prediction.latents.items()},
             **{f"scalar/{name}": np.asarray(getattr(prediction, name)) for name in _SCALARS},
@@ -209,11 +209,20 @@ class RunFolder:
 
         Positions are there if they were saved (``run.save_samples``); if not, they are an array of
         no configurations, of which no trajectory can be written.
+
+        Raises:
+            ValueError: another version of the package wrote it.
         """
         file = self.path / "prediction.npz"
         if not file.is_file():
             return None
         arrays = _read_arrays(file)
+        missing = {*_ARRAYS, *_TENSORS, *(f"scalar/{name}" for name in _SCALARS)} - arrays.keys()
+        if missing:
+            raise ValueError(
+                f"expected {', '.join(sorted(missing))} in {file}, which another version wrote; "
+                f"predict again by `pyrocg predict {self.path}`"
+            )
         samples = self.path / "samples.npz"
         positions = _read_arrays(samples)["positions"] if samples.is_file() else np.zeros((0,))
 
@@ -222,16 +231,14 @@ class RunFolder:
             return {name[n:]: v for name, v in arrays.items() if name.startswith(prefix + "/")}
 
         scalars = {name: value.tolist() for name, value in group("scalar").items()}
-        for name in ("log_z_interval", "warnings"):
-            scalars[name] = tuple(scalars[name])
-        weights = ("log_weights", "smoothed_log_weights", "plain_log_weights")
+        scalars["log_z_interval"] = tuple(scalars["log_z_interval"])
         return Prediction(
             positions=positions,
             latents=group("latent"),
-            energies=arrays["energies"],
             values=group("value"),
             observables=tuple(observables),
-            **{name: torch.from_numpy(arrays[name]) for name in weights},
+            **{name: torch.from_numpy(arrays[name]) for name in _TENSORS},
+            **{name: arrays[name] for name in _ARRAYS},
             **scalars,
         )
 

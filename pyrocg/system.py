@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import math
 import time
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,10 +15,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from pyrocg.basins import Basins, find_basins
 from pyrocg.cgmodel import CoarseGrainedModel
-from pyrocg.config import Config, ModelOptions, ScheduleOptions, SystemOptions
+from pyrocg.config import Config, FitOptions, ModelOptions, ScheduleOptions, SystemOptions
 from pyrocg.coordinates import (
     CartesianCoordinates,
     Coordinates,
@@ -47,6 +50,7 @@ __all__ = [
     "System",
     "build_basins",
     "build_model",
+    "build_optimizer",
     "build_schedule",
     "build_system",
     "engine_of",
@@ -209,6 +213,15 @@ def build_schedule(options: ScheduleOptions) -> TemperingSchedule:
     if options.kind == "relative":
         given |= {"max_kl_increase": None, "min_ess": None}
     return kinds[options.kind](**given)
+
+
+def build_optimizer(
+    options: FitOptions,
+) -> Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer] | None:
+    """Build what :func:`~pyrocg.training.fit` makes its optimiser with; None for its default."""
+    if options.optimizer == "adam":
+        return partial(torch.optim.Adam, lr=options.learning_rate)
+    return None
 
 
 def _present(**values: Any) -> dict[str, Any]:

@@ -14,24 +14,26 @@ PACKAGE = Path(pyrocg.__file__).parent
 
 LEVELS = [
     # 0: numbers and tensors
-    "units networks distributions tempering weights bootstrap arviz_compat peptides",
+    "units networks distributions tempering weights bootstrap arviz_compat averages peptides",
     # 1: molecules and functions of positions
-    "molecules observables zmatrix analysis",
+    "molecules observables zmatrix analysis surfaces atoms structure",
     # 2: energies and coordinates
     "energies.abstract energies.bonded energies.born energies.cmap energies.compiled "
-    "energies.contexts energies.conversion energies.expressions energies.implicit "
-    "energies.nonbonded energies.openmm energies.program energies.quadrature energies.terms "
-    "energies.toy coordinates intervals placement rotors",
+    "energies.contexts energies.conversion energies.custom energies.customforces "
+    "energies.customgb energies.expressions energies.formulas energies.geometry energies.implicit "
+    "energies.nonbonded energies.openmm energies.operations energies.program energies.quadrature "
+    "energies.splines energies.terms energies.toy coordinates intervals placement rotors",
     # 3: the target, and distributions given latents or coordinates
-    "target basins priors encoders decoders",
+    "target basins priors encoders decoders weight_priors",
     # 4: the model/guide pair
-    "cgmodel objectives",
+    "cgmodel objectives langevin",
     # 5: training
-    "training checkpoint",
+    "training checkpoint curvature laplace posterior swag weight_draws reference scoring "
+    "simulation cautions ensemble estimates estimators",
     # 6: prediction
-    "prediction",
+    "prediction comparison",
     # 7: around a run
-    "config option plotting runfolder system tables",
+    "config option plotting runfolder system tables pages",
     # 8: the command line
     "cli __main__",
 ]

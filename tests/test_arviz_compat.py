@@ -59,18 +59,147 @@ def test_equal_and_few_weights(compat):
     assert smoothed.tolist() == list(range(10))
 
 
-def test_container_holds_groups_and_attributes(compat):
-    draws = np.random.default_rng(0).normal(size=(1, 100))
-    data = compat.inference_data(
-        {"posterior": {"x": draws}, "sample_stats": {"energy": 2 * draws}}, {"log_z": 3.0}
+# The container
+
+
+def weighted():
+    """Normal values in two chains, whose weights move the mean to 0.5; latents of two shapes."""
+    random = np.random.default_rng(0)
+    x = random.normal(size=6000)
+    variables = {"x": x, "phi": np.arctan2(x, 1.0), "z": random.normal(size=(6000, 2))}
+    variables["h"] = random.normal(size=(6000, 3))
+    return variables, {"energy": 2 * x}, np.arange(6000) % 2, np.exp(0.5 * x)
+
+
+@pytest.fixture
+def made(compat):
+    variables, statistics, chain, weights = weighted()
+    return compat.resampled_chains(
+        variables,
+        statistics,
+        chain,
+        weights,
+        num_draws=2000,
+        units={"x": "nm", "phi": "rad", "energy": "kJ/mol"},
+        constants={"beta": 0.4},
+        attributes={"log_z": 3.0, "pareto_k": float("-inf")},
+        observed={"x": np.random.default_rng(1).normal(0.5, 1.0, 500)},
+        seed=0,
     )
-    assert data["posterior"].attrs["log_z"] == 3.0
-    np.testing.assert_array_equal(data["posterior"]["x"].values, draws)
-    np.testing.assert_array_equal(data["sample_stats"]["energy"].values, 2 * draws)
 
 
-def test_container_is_summarised_by_arviz(compat):
+def test_groups_dims_units_and_attributes(made):
+    posterior, statistics = made["posterior"], made["sample_stats"]
+    assert posterior["x"].dims == ("chain", "draw")
+    assert posterior["x"].shape == (2, 1000)
+    assert posterior["z"].dims == ("chain", "draw", "cv")
+    assert posterior["cv"].values.tolist() == ["z1", "z2"]
+    assert posterior["h"].dims == ("chain", "draw", "h_dim_0")
+    assert (posterior["x"].attrs["units"], posterior["phi"].attrs["units"]) == ("nm", "rad")
+    assert statistics["energy"].attrs["units"] == "kJ/mol"
+    assert (posterior.attrs["log_z"], posterior.attrs["inference_library"]) == (3.0, "pyrocg")
+    assert float(made["constant_data"]["beta"]) == 0.4
+    assert made["posterior_predictive"]["x"].shape == (1, 2, 1000)
+    assert made["observed_data"]["x"].dims == ("configuration",)
+
+
+def test_each_chain_is_resampled_from_its_own_samples(made):
+    variables, statistics, chain, weights = weighted()
+    index = made["sample_stats"]["index"].values
+    for c in (0, 1):
+        assert np.all(chain[index[c]] == c)
+        own = chain == c
+        counts = np.bincount(index[c], minlength=6000)[own]
+        expected = 1000 * weights[own] / weights[own].sum()
+        assert np.all(np.abs(counts - expected) < 1)  # floor or ceil
+    np.testing.assert_array_equal(made["posterior"]["x"].values, variables["x"][index])
+    np.testing.assert_array_equal(
+        made["sample_stats"]["energy"].values, statistics["energy"][index]
+    )
+    order = made["posterior"]["x"].values[0]
+    assert abs(np.corrcoef(order[1:], order[:-1])[0, 1]) < 0.1
+
+
+@pytest.mark.parametrize(
+    ("num_draws", "weights", "message"),
+    [(1, 1.0, "num_draws of at least 2, a chain's, got 1"), (20, 0.0, "weight in every chain")],
+)
+def test_chains_without_draws_or_weight_are_refused(compat, num_draws, weights, message):
+    variables, statistics, chain, _ = weighted()
+    with pytest.raises(ValueError, match=message):
+        compat.resampled_chains(
+            variables,
+            statistics,
+            chain,
+            np.where(chain == 0, weights, 1.0),
+            num_draws=num_draws,
+            units={},
+            constants={},
+            attributes={},
+            observed={},
+            seed=0,
+        )
+
+
+def test_arviz_summarises_it(compat, made):
+    summary = compat._arviz().summary(made, var_names=["x", "z"], round_to=6)
+    assert list(summary.index) == ["x", "z[z1]", "z[z2]"]
+    assert float(summary.loc["x", "mean"]) == pytest.approx(0.5, abs=0.1)
+    assert float(summary.loc["x", "r_hat"]) < 1.02
+    assert float(summary.loc["x", "ess_bulk"]) > 1000
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of Matplotlib, that ArviZ meets
+@pytest.mark.filterwarnings("ignore:num_samples")  # of 1.x: there are fewer replicates
+def test_arviz_plots_it(compat, made):
+    matplotlib = pytest.importorskip("matplotlib")
+    matplotlib.use("Agg")
     arviz = compat._arviz()
-    draws = np.random.default_rng(0).normal(5.0, size=(1, 4000))
-    data = compat.inference_data({"posterior": {"x": draws}}, {})
-    assert float(arviz.summary(data, kind="stats")["mean"].iloc[0]) == pytest.approx(5.0, abs=0.1)
+    if compat._is_legacy(arviz):
+        (forest,) = arviz.plot_forest(made, var_names=["x", "z"], combined=True)
+        density = arviz.plot_density(made, var_names=["x"])[0, 0]
+        check = arviz.plot_ppc(made, var_names=["x"], num_pp_samples=2, random_seed=0)
+        assert len(forest.get_yticklabels()) == 3
+        assert density.lines
+        assert len(check.lines) >= 3  # observed, replicates, their mean
+    else:
+        options = {"var_names": ["x"], "backend": "matplotlib"}
+        forest = arviz.plot_forest(made, **options)
+        density = arviz.plot_dist(made, **options)
+        check = arviz.plot_ppc_dist(made, **options)
+        for found in (forest, density, check):
+            assert any(axes.lines for axes in found.viz["figure"].item().axes)
+    matplotlib.pyplot.close("all")
+
+
+def reopened(compat, path):
+    """Groups of a file, by xarray alone."""
+    import xarray
+
+    return {
+        group: xarray.open_dataset(path, group=group, engine="h5netcdf")
+        for group in ("posterior", "sample_stats", "observed_data", "posterior_predictive")
+    }
+
+
+def test_it_is_saved_as_netcdf(compat, made, tmp_path):
+    path = tmp_path / "prediction.nc"
+    made.to_netcdf(str(path), engine="h5netcdf")
+    found = reopened(compat, path)
+    np.testing.assert_array_equal(found["posterior"]["x"], made["posterior"]["x"])
+    assert found["posterior"]["x"].attrs["units"] == "nm"
+    assert found["posterior"].attrs["log_z"] == 3.0
+    assert found["posterior"]["cv"].values.tolist() == ["z1", "z2"]
+    assert found["observed_data"]["x"].shape == (500,)
+    back = compat._arviz().from_netcdf(str(path), engine="h5netcdf")
+    np.testing.assert_array_equal(back["sample_stats"]["energy"], made["sample_stats"]["energy"])
+
+
+@pytest.mark.filterwarnings("ignore:Consolidated metadata")  # of Zarr 3
+def test_it_is_saved_as_zarr(compat, made, tmp_path):
+    pytest.importorskip("zarr")
+    xarray = pytest.importorskip("xarray")
+    made.to_zarr(str(tmp_path / "prediction.zarr"))
+    found = xarray.open_zarr(str(tmp_path / "prediction.zarr"), group="posterior")
+    np.testing.assert_array_equal(found["x"], made["posterior"]["x"])
+    assert found["x"].attrs["units"] == "nm"

@@ -5,12 +5,25 @@ import pytest
 import torch
 
 from pyrocg.bootstrap import (
-    bootstrap_means,
-    bootstrap_quantiles,
-    bootstrap_sums,
+    Bootstrap,
+    bootstrap_factors,
     equal_tailed,
+    highest_density,
     weighted_quantiles,
 )
+
+
+def plain(weights, n_draws, seed):
+    """One stratum and one group."""
+    one = torch.zeros(len(weights), dtype=torch.long)
+    return Bootstrap(weights, one, n_draws, seed)
+
+
+def means(bootstrap, values):
+    """Draws of weighted means and of mean weights."""
+    columns = torch.cat([torch.ones(len(values), 1).double(), values.double()], 1)
+    _, sums = bootstrap.sums(columns).pooled()
+    return sums[:, 1:] / sums[:, :1], sums[:, 0] / len(values)
 
 
 def weighted_sample(n, seed):
@@ -23,51 +36,158 @@ def weighted_sample(n, seed):
 
 @pytest.fixture(scope="module")
 def intervals():
-    """Intervals of the mean of x², of Z and of the median of x, over 400 seeds."""
+    """Intervals of the mean of x², of Z and of the median of x, over 300 seeds."""
     found = []
-    for seed in range(400):
+    for seed in range(300):
         x, w = weighted_sample(400, seed)
-        means, totals = bootstrap_means(w, x.square()[:, None], 300, seed)
-        medians = bootstrap_quantiles(w, x, torch.tensor([0.5]), 300, seed)
-        draws = torch.stack([means[:, 0], totals, medians[:, 0]], 1)
-        found.append(equal_tailed(draws, 0.95))
+        bootstrap = plain(w, 300, seed)
+        ratios, totals = means(bootstrap, x.square()[:, None])
+        medians = bootstrap.quantiles(x, torch.tensor([0.5]))[1].draws[:, 0, 0]
+        draws = torch.stack([ratios[:, 0], totals, medians], 1)
+        found.append(torch.stack([equal_tailed(draws, 0.95), highest_density(draws, 0.95)]))
     return torch.stack(found)
 
 
+@pytest.mark.parametrize("kind", [0, 1])
 @pytest.mark.parametrize(("column", "truth"), [(0, 1.0), (1, 1.0), (2, 0.0)])
-def test_95_percent_intervals_cover_the_truth(intervals, column, truth):
-    low, high = intervals[:, 0, column], intervals[:, 1, column]
+def test_95_percent_intervals_cover_the_truth(intervals, kind, column, truth):
+    low, high = intervals[:, kind, 0, column], intervals[:, kind, 1, column]
     coverage = ((low <= truth) & (truth <= high)).double().mean().item()
-    assert 0.92 <= coverage <= 0.98
+    assert 0.9 <= coverage <= 0.98
+
+
+# Groups of fixed size, which are strata
+
+SHARES, CENTRES, WIDTHS = (0.6, 0.3, 0.1), (-3.0, 0.0, 4.0), (0.3, 1.0, 0.5)
+
+
+def stratified_sample(n, seed):
+    """Draws of a mixture with fixed counts; the mean of the mixture is -1.4."""
+    generator = torch.Generator().manual_seed(seed)
+    component = torch.repeat_interleave(torch.tensor([round(n * s) for s in SHARES]))
+    noise = torch.randn(n, dtype=torch.float64, generator=generator)
+    return component, torch.tensor(CENTRES)[component] + torch.tensor(WIDTHS)[component] * noise
+
+
+def test_stratified_intervals_cover_and_are_narrower():
+    covered, widths = [], []
+    for seed in range(200):
+        component, x = stratified_sample(600, seed)
+        weights = torch.ones(600)
+        columns = torch.stack([torch.ones(600).double(), x], 1)
+        _, sums = Bootstrap(weights, component, 300, seed).sums(columns).pooled()
+        draws = sums[:, 1:] / sums[:, :1]
+        low, high = equal_tailed(draws[:, 0], 0.95).tolist()
+        unaware = equal_tailed(means(plain(weights, 300, seed), x[:, None])[0][:, 0], 0.95)
+        covered.append(low <= -1.4 <= high)
+        widths.append([high - low, (unaware[1] - unaware[0]).item()])
+    assert 0.91 <= np.mean(covered) <= 0.98
+    own, unaware = np.mean(widths, axis=0)
+    within = sum(s * w**2 for s, w in zip(SHARES, WIDTHS, strict=True))
+    assert own == pytest.approx(2 * 1.96 * math.sqrt(within / 600), rel=0.05)
+    assert unaware > 2.5 * own
+
+
+def test_factors_keep_the_size_of_every_group():
+    group = torch.tensor([0, 1, 1, 2, 2, 2])
+    (factors,) = bootstrap_factors(group, 50, seed=0)
+    assert factors.shape == (50, 6)
+    for s, size in enumerate((1, 2, 3)):
+        torch.testing.assert_close(factors[:, group == s].sum(1), torch.full((50,), size).double())
+    assert (factors >= 0).all()
+
+
+def test_factors_are_uniform_on_the_simplex():
+    """Of three samples each share has mean 1/3 and variance 1/18."""
+    (factors,) = bootstrap_factors(torch.zeros(3, dtype=torch.long), 20_000, seed=0)
+    shares = factors / 3
+    torch.testing.assert_close(shares.mean(0), torch.full((3,), 1 / 3).double(), atol=6e-3, rtol=0)
+    torch.testing.assert_close(shares.var(0), torch.full((3,), 1 / 18).double(), atol=2e-3, rtol=0)
+
+
+# Sums
 
 
 def test_means_are_centred_at_the_weighted_mean():
     x, w = weighted_sample(500, 0)
-    means, totals = bootstrap_means(w, torch.stack([x, x.square()], 1), 4000, seed=1)
+    ratios, totals = means(plain(w, 4000, 1), torch.stack([x, x.square()], 1))
     expected = (w @ torch.stack([x, x.square()], 1)) / w.sum()
-    torch.testing.assert_close(means.mean(0), expected, atol=5e-3, rtol=0)
+    torch.testing.assert_close(ratios.mean(0), expected, atol=5e-3, rtol=0)
     assert totals.mean().item() == pytest.approx(w.mean().item(), abs=2e-3)
+
+
+def test_groups_are_those_of_their_samples_alone():
+    x, w = weighted_sample(50, 0)
+    group = (torch.arange(50) >= 20).long()
+    found = Bootstrap(w, group, 30, seed=0).sums(x[:, None])
+    assert found.draws.shape == (30, 2, 1)
+    torch.testing.assert_close(
+        found.observed[:, 0], torch.stack([w[:20] @ x[:20], w[20:] @ x[20:]])
+    )
+    total, draws = found.pooled()
+    assert total.item() == pytest.approx((w @ x).item())
+    torch.testing.assert_close(draws, found.draws[:, 0] + found.draws[:, 1])
 
 
 def test_draws_do_not_depend_on_the_scale_of_the_weights_and_repeat():
     x, w = weighted_sample(50, 0)
-    first = bootstrap_means(w, x[:, None], 20, seed=3)[0]
-    torch.testing.assert_close(bootstrap_means(1e6 * w, x[:, None], 20, seed=3)[0], first)
-    assert torch.equal(bootstrap_means(w, x[:, None], 20, seed=3)[0], first)
-    assert not torch.equal(bootstrap_means(w, x[:, None], 20, seed=4)[0], first)
+    first = means(plain(w, 20, 3), x[:, None])[0]
+    torch.testing.assert_close(means(plain(1e6 * w, 20, 3), x[:, None])[0], first)
+    assert torch.equal(means(plain(w, 20, 3), x[:, None])[0], first)
+    assert not torch.equal(means(plain(w, 20, 4), x[:, None])[0], first)
 
 
 def test_draws_leave_the_global_generator_alone():
     state = torch.get_rng_state()
-    bootstrap_means(torch.ones(5), torch.ones(5, 1), 3, seed=0)
+    plain(torch.ones(5), 3, 0).sums(torch.ones(5, 1))
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_factors_know_nothing_of_samples_with_the_same_seed():
+    """Numbers of one stream would give single draws that are many standard errors away."""
+    x = torch.randn(20_000, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    ratios = means(plain(torch.ones(20_000), 200, 0), x[:, None])[0][:, 0]
+    assert ((ratios - x.mean()).abs().max() * math.sqrt(20_000) < 4.5).item()
 
 
 def test_many_samples_are_drawn_in_chunks(monkeypatch):
     x, w = weighted_sample(30, 0)
-    whole = bootstrap_means(w, x[:, None], 25, seed=0)[0]
+    whole = plain(w, 25, 0).sums(x[:, None])
     monkeypatch.setattr("pyrocg.bootstrap._CHUNK", 90)
-    torch.testing.assert_close(bootstrap_means(w, x[:, None], 25, seed=0)[0], whole)
+    torch.testing.assert_close(plain(w, 25, 0).sums(x[:, None]).draws, whole.draws)
+
+
+def test_counts_are_the_weights_in_bins():
+    index, w = torch.tensor([0, 2, 2, 0, -1]), torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0])
+    found = plain(w, 5000, 0).counts(index, 4)
+    assert found.observed.tolist() == [[5.0, 0.0, 5.0, 0.0]]
+    assert found.draws.shape == (5000, 1, 4)
+    expected = torch.tensor([5.0, 0.0, 5.0, 0.0], dtype=torch.float64)
+    torch.testing.assert_close(found.draws.mean((0, 1)), expected, atol=0.2, rtol=0)
+
+
+def test_counts_are_sums_of_indicators_in_every_group():
+    _, w = weighted_sample(40, 0)
+    group, index = torch.arange(2).repeat_interleave(20), torch.arange(40) % 3
+    bootstrap = Bootstrap(w, group, 10, seed=0)
+    counts = bootstrap.counts(index, 3)
+    sums = bootstrap.sums(torch.nn.functional.one_hot(index, 3))
+    torch.testing.assert_close(counts.observed, sums.observed)
+    torch.testing.assert_close(counts.draws, sums.draws)
+
+
+# Quantiles
+
+
+def test_quantiles_of_groups_and_of_all():
+    x, w = weighted_sample(60, 0)
+    group = torch.arange(2).repeat_interleave(30)
+    groups, pooled = Bootstrap(w, group, 10, seed=0).quantiles(x, torch.tensor([0.3, 0.5]))
+    assert groups.draws.shape == (10, 2, 2)
+    assert pooled.draws.shape == (10, 1, 2)
+    probs = torch.tensor([0.3, 0.5])
+    torch.testing.assert_close(groups.observed[1], weighted_quantiles(w[30:], x[30:], probs))
+    torch.testing.assert_close(pooled.observed[0], weighted_quantiles(w, x, probs))
 
 
 def test_weighted_quantiles_are_those_of_repeated_values():
@@ -82,16 +202,21 @@ def test_weighted_quantiles_skip_values_without_weight_and_batch():
     weights = torch.tensor([[0.0, 1.0, 1.0], [1.0, 0.0, 1.0]])
     found = weighted_quantiles(weights, torch.tensor([1.0, 2.0, 3.0]), torch.tensor([0.01, 0.99]))
     assert found.tolist() == [[2.0, 3.0], [1.0, 3.0]]
+    assert weighted_quantiles(torch.zeros(2), torch.ones(2), torch.tensor([0.5])).isnan().all()
 
 
-def test_bootstrap_sums_are_the_weights_in_bins():
-    index, w = torch.tensor([0, 2, 2, 0]), torch.tensor([1.0, 2.0, 3.0, 4.0])
-    draws = bootstrap_sums(w, index, 4, 5000, seed=0)
-    assert draws.shape == (5000, 4)
-    expected = torch.tensor([5.0, 0.0, 5.0, 0.0], dtype=torch.float64)
-    torch.testing.assert_close(draws.mean(0), expected, atol=0.2, rtol=0)
+# Intervals
 
 
 def test_equal_tailed_interval():
     draws = torch.arange(101.0)[:, None].expand(-1, 2)
     assert equal_tailed(draws, 0.9).flatten().tolist() == pytest.approx([5, 5, 95, 95])
+
+
+def test_highest_density_interval_of_a_skewed_density():
+    """Of an exponential density it starts at 0 and ends where the probability is reached."""
+    draws = torch.distributions.Exponential(1.0).icdf((torch.arange(20_000) + 0.5) / 20_000)
+    low, high = highest_density(draws, 0.9).tolist()
+    assert low == pytest.approx(0.0, abs=1e-3)
+    assert high == pytest.approx(-math.log(0.1), abs=1e-2)
+    assert highest_density(torch.stack([draws, -draws], 1), 0.5).shape == (2, 2)

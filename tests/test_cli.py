@@ -17,7 +17,7 @@ from pyrocg.cli import main
 from pyrocg.config import SECTIONS, options
 from pyrocg.energies.toy import DoubleWell
 from pyrocg.observables import double_well_observables
-from pyrocg.runfolder import RunFolder
+from pyrocg.runfolder import RunFolder, plain
 
 TINY = [
     *("--threads", "1", "--steps", "40", "--num-samples", "32", "--starts", "16"),
@@ -279,6 +279,17 @@ def test_draws_and_batch_of_a_prediction(trained: Path) -> None:
     assert len(prediction.log_weights) == 300
 
 
+def test_a_prediction_of_another_version_says_what_to_do(trained: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(trained, folder)
+    assert main(["predict", str(folder), "--quiet", "--predict-samples", "50"]) == 0
+    with np.load(folder / "prediction.npz") as stored:
+        kept = {name: stored[name] for name in stored.files if name != "scalar/beta"}
+    np.savez(folder / "prediction.npz", **kept)
+    with pytest.raises(ValueError, match=r"expected scalar/beta in .* predict again"):
+        RunFolder.open(folder).prediction(double_well_observables())
+
+
 def test_a_saved_prediction_is_read_back(trained: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     shutil.copytree(trained, folder)
@@ -291,6 +302,11 @@ def test_a_saved_prediction_is_read_back(trained: Path, tmp_path: Path) -> None:
     assert read is not None
     assert read.positions.shape == (200, 2)
     np.testing.assert_array_equal(read.positions[:, 0], read.values["x1"])
+    summary = json.loads((folder / "prediction.json").read_text())
+    assert read.warnings
+    assert [dict(vars(w)) for w in read.warnings] == summary["warnings"]
+    assert plain(read.summary()["observables"]) == summary["observables"]
+    assert read.weight_draw.tolist() == [0] * 200
     (folder / "config.toml").write_text(config)
     assert main(few) == 0
     assert not (folder / "samples.npz").exists()  # it would be that of another prediction

@@ -21,8 +21,8 @@ from pyrocg.observables import (
     population_above,
     psi,
     radius_of_gyration,
-    rmsd,
     standard_observables,
+    window,
 )
 
 DATA = Path(__file__).parent / "data"
@@ -165,30 +165,6 @@ def test_radius_of_gyration_by_mass(ala2, x):
     np.testing.assert_allclose(values, expected, rtol=1e-5)
 
 
-def test_rmsd_by_the_kabsch_formula(ala2, x):
-    heavy = [i for i, symbol in enumerate(ala2.symbols) if symbol != "H"]
-
-    def kabsch(a, b):
-        a, b = a - a.mean(0), b - b.mean(0)
-        u, s, vt = np.linalg.svd(a.T @ b)
-        s[-1] *= np.sign(np.linalg.det(u @ vt))
-        return np.sqrt(max(((a**2).sum() + (b**2).sum() - 2 * s.sum()) / len(a), 0.0))
-
-    for atoms, chosen in (("heavy", heavy), ("all", list(range(22))), ([4, 6, 8], [4, 6, 8])):
-        expected = [kabsch(frame[chosen], ala2.positions[chosen]) for frame in x[:20]]
-        np.testing.assert_allclose(rmsd(ala2, atoms=atoms)(x[:20]), expected, atol=1e-5)
-    assert rmsd(ala2, reference=x[3])(x[3:4])[0] == pytest.approx(0.0, abs=1e-4)
-
-
-def test_rmsd_refuses_bad_atoms_and_references(ala2):
-    with pytest.raises(ValueError, match="'heavy', 'all' or indices, got 'light'"):
-        rmsd(ala2, atoms="light")
-    with pytest.raises(ValueError, match="at least 3 atoms to superpose, got 2"):
-        rmsd(ala2, atoms=[0, 1])
-    with pytest.raises(ValueError, match=r"\(n, 22, 3\)"):
-        rmsd(ala2, reference=np.zeros((21, 3)))
-
-
 # Populations.
 
 
@@ -216,6 +192,24 @@ def test_population_needs_a_boolean_predicate():
     assert inside.unit == ""
     with pytest.raises(TypeError, match="'bad' to return bool, got float64; compare"):
         population("bad", lambda y: y[:, 0])(np.zeros((2, 2)))
+
+
+def test_window_is_open_and_periodic():
+    x1 = coordinate(0)
+    angle = Observable("angle", "rad", lambda y: y[:, 1], circular=True)
+    values = np.array([[0.0, 3.0], [0.5, -3.0], [1.0, 3.2 - 4 * np.pi], [0.5, 2.0], [0.5, -2.0]])
+    across = window("across", (x1, 0.0, 1.5), (angle, 2.9, 3.4))
+    np.testing.assert_array_equal(across(values), [0, 1, 1, 0, 0])  # 0 is the edge of x1
+    np.testing.assert_array_equal(window("low", (angle, -2.5, 2.5))(values), [0, 0, 0, 1, 1])
+
+
+@pytest.mark.parametrize(("low", "high"), [(1.0, 1.0), (2.0, 1.0), (-4.0, 4.0)])
+def test_window_refuses_empty_and_long_intervals(low, high):
+    angle = Observable("angle", "rad", lambda y: y[:, 0], circular=True)
+    with pytest.raises(ValueError, match="expected an interval of angle with low below high"):
+        window("bad", (angle, low, high))
+    with pytest.raises(ValueError, match="expected one or more ranges for 'none'"):
+        window("none")
 
 
 # Toy systems.

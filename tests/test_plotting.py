@@ -8,7 +8,9 @@ import torch
 from matplotlib.figure import Figure
 
 from pyrocg import plotting
+from pyrocg.estimates import FreeEnergySurface
 from pyrocg.observables import Observable
+from pyrocg.pages import prediction_pages, training_page
 from pyrocg.prediction import Prediction
 
 N = 600
@@ -33,6 +35,8 @@ def prediction(latent_dim: int = 2, mixed: bool = True, angles: bool = True) -> 
         smoothed_log_weights=log_w,
         plain_log_weights=torch.zeros(N, dtype=torch.float64),
         energies=np.zeros(N),
+        weight_draw=np.zeros(N, dtype=int),
+        beta=1 / 2.74,
         values=values,
         observables=tuple(observables),
         level=0.95,
@@ -45,7 +49,6 @@ def prediction(latent_dim: int = 2, mixed: bool = True, angles: bool = True) -> 
         nonfinite=0,
         seed=0,
         n_draws=50,
-        warnings=(),
     )
 
 
@@ -93,7 +96,7 @@ def test_training_history_keeps_the_numbers() -> None:
 @pytest.mark.parametrize("value", [math.nan, -math.inf])
 def test_training_page_of_a_short_or_broken_history(value: float) -> None:
     history = {name: [value] for name in ("elbo", "log_z", "ess")} | {"step": [1.0], "t": [1.0]}
-    assert len(plotting.training_page(history).axes) == 2
+    assert len(training_page(history).axes) == 2
 
 
 def test_observable_histogram_in_degrees_keeps_the_area() -> None:
@@ -105,6 +108,35 @@ def test_observable_histogram_in_degrees_keeps_the_area() -> None:
     values, edges, _ = ax.patches[0].get_data()
     assert (values * np.diff(edges)).sum() == pytest.approx(1)
     assert ax.lines[0].get_xdata()[0] == pytest.approx(math.degrees(1))
+
+
+def surface(shape: tuple[int, ...]) -> FreeEnergySurface:
+    """A made-up free energy; its last bin has no samples, its first no upper end."""
+    energy = np.arange(float(np.prod(shape))).reshape(shape)
+    energy.flat[-1] = np.inf
+    lower, upper = energy - 1.0, energy + 3.0
+    lower.flat[-1] = upper.flat[-1] = np.nan
+    upper.flat[0] = np.inf
+    edges = tuple(np.linspace(-math.pi, math.pi, n + 1) for n in shape)
+    return FreeEnergySurface(edges, energy, lower, upper, energy, energy, energy)
+
+
+def test_free_energy_profile_has_a_band_and_leaves_empty_bins_out() -> None:
+    (ax,) = axes()
+    plotting.free_energy_profile(surface((4,)), ax, label="φ (°)", degrees=True)
+    np.testing.assert_allclose(ax.lines[0].get_xdata(), [-135, -45, 45, 135])
+    np.testing.assert_allclose(ax.lines[0].get_ydata(), [0, 1, 2, np.nan])
+    corners = ax.collections[0].get_paths()[0].vertices
+    assert {(-45.0, 0.0), (-45.0, 4.0), (45.0, 1.0), (45.0, 5.0)} <= set(map(tuple, corners))
+    assert ax.get_ylim()[1] == pytest.approx(1.15 * 2)
+
+
+def test_free_energy_map_of_energy_and_of_its_error() -> None:
+    first, second = axes(2)
+    energy = plotting.free_energy_map(surface((2, 2)), first).get_array()  # rows are psi
+    np.testing.assert_array_equal(energy.filled(-1), [[0, 2], [1, -1]])
+    error = plotting.free_energy_map(surface((2, 2)), second, error=True).get_array()
+    np.testing.assert_array_equal(error.filled(-1), [[-1, 2], [2, -1]])
 
 
 def test_weights_histogram_is_relative_to_log_z() -> None:
@@ -129,9 +161,9 @@ def test_component_populations_add_up() -> None:
 def test_pages_for_every_kind_of_prediction(latent_dim: int, mixed: bool, angles: bool) -> None:
     made = prediction(latent_dim, mixed, angles)
     counts = np.random.default_rng(0).integers(0, 9, (12, 12)).astype(float)
-    pages = plotting.prediction_pages(made, kt=2.74, phi_psi=counts)
+    pages = prediction_pages(made, kt=2.74, phi_psi=counts)
     expected = {"weights.png", "observables.png", "latent.png"}
-    expected |= {"ramachandran.png"} if angles else set()
+    expected |= {"ramachandran.png", "free_energy.png"} if angles else set()
     expected |= {"components.png"} if mixed else set()
     assert set(pages) == expected
     for figure in pages.values():

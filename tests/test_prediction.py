@@ -1,3 +1,4 @@
+import json
 import math
 from dataclasses import replace
 
@@ -158,7 +159,7 @@ def test_defensive_shares_change_precision_not_averages():
         estimate = prediction.estimate("population_right", corrected)
         assert estimate.mean == pytest.approx(0.002, rel=0.05)
     assert prediction.log_z == pytest.approx(0.0, abs=0.01)
-    assert prediction.elbo <= prediction.log_z + 1e-6
+    assert prediction.elbo <= prediction.log_z + 1e-3
     assert prediction.elbo == pytest.approx(0.0, abs=0.05)
 
 
@@ -166,8 +167,8 @@ def test_warnings_tell_when_not_to_trust():
     torch.manual_seed(0)
     prediction = predict(gaussian_model(), X, 300, n_draws=20, **QUIET)
     assert prediction.pareto_k > 0.7
-    assert "cannot be trusted" in prediction.warnings[0]
-    assert "effective sample size is" in prediction.warnings[1]
+    assert [w.code for w in prediction.warnings[:2]] == ["pareto_k", "few_effective_samples"]
+    assert "cannot be trusted" in str(prediction.warnings[0])
 
 
 class Holed(Harmonic):
@@ -187,7 +188,8 @@ def test_samples_without_energy_weigh_nothing():
     lost = (x1 > 1.5) | (x1 < -2.0)
     assert prediction.nonfinite == lost.sum() > 0
     assert prediction.weights()[torch.from_numpy(lost)].max() == 0
-    assert f"{lost.sum()} of 2000 samples have no finite energy" in prediction.warnings[-1]
+    (said,) = [w.text for w in prediction.warnings if w.code == "nonfinite"]
+    assert said.startswith(f"{lost.sum()} of 2000 samples (")
     assert prediction.elbo <= prediction.log_z
     assert prediction.log_z == pytest.approx(math.log(prediction.log_weights.exp().mean()))
     assert math.isfinite(prediction.estimate("x1").mean)
@@ -218,8 +220,10 @@ def angles(values, circular=True):
         smoothed_log_weights=zeros,
         plain_log_weights=zeros,
         energies=np.zeros(n),
+        weight_draw=np.zeros(n, dtype=int),
         values={"angle": values},
         observables=(observable,),
+        beta=0.4,
         level=0.9,
         log_z=0.0,
         log_z_interval=(0.0, 0.0),
@@ -230,8 +234,22 @@ def angles(values, circular=True):
         nonfinite=0,
         seed=0,
         n_draws=100,
-        warnings=(),
     )
+
+
+def test_encoder_draws_raise_the_ess_and_leave_the_elbo():
+    """An encoder of twice the exact variance."""
+    cg = solved_model()
+    cg.encoder.log_variance.value.data.fill_(1.0)
+    joint, averaged = (
+        predict(cg, num_samples=4000, encoder_draws=draws, progress=False) for draws in (0, 30)
+    )
+    assert joint.ess < 0.9
+    assert averaged.ess > 0.97
+    assert averaged.elbo == pytest.approx(joint.elbo, abs=0.03)
+    assert averaged.log_z == pytest.approx(cg.target.energy.log_z(), abs=0.01)
+    with pytest.raises(ValueError, match="encoder_draws"):
+        predict(cg, num_samples=10, encoder_draws=-1)
 
 
 def test_mean_of_angles_is_circular():
@@ -266,17 +284,31 @@ def test_to_arviz_resamples_by_the_weights():
     prediction = predict(shifted_model(), X, 20_000, n_draws=50, **QUIET)
     data = prediction.to_arviz()
     posterior, statistics = data["posterior"], data["sample_stats"]
-    assert posterior["x1"].shape == (1, 4000)
-    assert posterior["z"].shape[:2] == (1, 4000)
-    index = statistics["index"].values[0]
-    np.testing.assert_array_equal(posterior["x1"].values[0], prediction.values["x1"][index])
-    np.testing.assert_array_equal(statistics["energy"].values[0], prediction.energies[index])
+    assert posterior["x1"].shape == (4, 1000)
+    assert posterior["z"].dims == ("chain", "draw", "cv")
+    index = statistics["index"].values
+    np.testing.assert_array_equal(posterior["x1"].values, prediction.values["x1"][index])
+    np.testing.assert_array_equal(statistics["energy"].values, prediction.energies[index])
+    assert not set(index[0]) & set(index[1])
     assert posterior.attrs["log_z"] == prediction.log_z
-    assert posterior.attrs["unit_x1"] == ""
-    mean = _arviz().summary(data, var_names=["x1"], kind="stats")["mean"].iloc[0]
-    assert float(mean) == pytest.approx(0.3, abs=0.06)
+    summary = _arviz().summary(data, var_names=["x1"], round_to=6)
+    assert float(summary["mean"].iloc[0]) == pytest.approx(0.3, abs=0.06)
+    assert float(summary["r_hat"].iloc[0]) < 1.02
     plain = prediction.to_arviz(corrected=False)["posterior"]["x1"].values.mean()
     assert plain == pytest.approx(0.0, abs=0.06)
+
+
+def test_to_arviz_draws_no_more_than_the_samples_know():
+    prediction = predict(shifted_model(), X, 1000, n_draws=50, **QUIET)
+    draws = prediction.to_arviz()["posterior"]["x1"].size
+    assert 0.9 < draws / (1000 * prediction.ess) <= 1.1  # of smoothed weights
+    observed = {"x1": np.zeros(7)}
+    data = prediction.to_arviz(num_draws=80, observed=observed)
+    assert data["posterior_predictive"]["x1"].shape == (1, 4, 20)
+    with pytest.raises(KeyError, match="expected one of the predicted observables"):
+        prediction.to_arviz(observed={"x9": np.zeros(7)})
+    with pytest.raises(ValueError, match="num_draws of at least 4"):
+        prediction.to_arviz(num_draws=3)
 
 
 # Molecules: trajectories
@@ -361,5 +393,7 @@ def test_names_and_ranges_are_checked(solved):
 def test_summary_is_plain(solved):
     summary = solved.summary()
     keys = "log_z log_z_interval elbo ess pareto_k num_samples energy_calls nonfinite corrected"
-    assert set(summary) == {*keys.split(), "warnings", "observables"}
-    assert set(summary["observables"]["x1"]) == {"mean", "interval", "level", "unit"}
+    assert set(summary) == {*keys.split(), "weight_draws", "warnings", "observables"}
+    keys = "mean interval level unit posterior monte_carlo weights"
+    assert set(summary["observables"]["x1"]) == set(keys.split())
+    assert json.loads(json.dumps(summary)) == summary

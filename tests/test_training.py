@@ -16,9 +16,11 @@ from pyrocg.checkpoint import load_state
 from pyrocg.coordinates import IdentityCoordinates
 from pyrocg.energies.abstract import Energy
 from pyrocg.energies.toy import DoubleWell, GaussianMixture
+from pyrocg.objectives import PathGradientELBO
 from pyrocg.target import BoltzmannTarget
 from pyrocg.tempering import AdaptiveSchedule, FixedSchedule, LinearSchedule
 from pyrocg.training import fit
+from pyrocg.weight_priors import ARDWeightPrior, GaussianWeightPrior, WeightPriorELBO
 
 QUICK = {"steps": 40, "num_samples": 16, "evaluate_every": 10, "evaluate_samples": 64}
 QUIET = {"progress": False}
@@ -147,6 +149,31 @@ def test_another_loss_than_in_the_checkpoint_is_refused(tmp_path):
         fit(model(), **QUICK, **QUIET, loss=Trace_ELBO(), checkpoint=path)
 
 
+def test_a_run_with_a_weight_prior_continues_to_the_same_numbers(tmp_path, monkeypatch):
+    prior = {"weight_prior": ARDWeightPrior(), "gibbs_scale": 20.0}
+    path, options = tmp_path / "state.pt", QUICK | QUIET | prior | {"checkpoint_seconds": 0.0}
+    whole = fit(model(), **options)
+    assert whole.history["loss"] != fit(model(), **QUICK, **QUIET).history["loss"]
+    with monkeypatch.context() as patch:
+        killed_at(7, patch)
+        with pytest.raises(Killed):
+            fit(model(), **options, checkpoint=path)
+    other = {"weight_prior": GaussianWeightPrior(2.0), "gibbs_scale": 30.0}
+    with pytest.raises(ValueError, match=r"got weight_prior=Gauss.*, gibbs_scale=30\.0"):
+        fit(model(), **(options | other), checkpoint=path)
+    same(whole, fit(model(), **options, checkpoint=path))
+
+
+def test_the_weight_prior_is_worth_one_part_in_the_samples_of_the_run():
+    prior = {"weight_prior": GaussianWeightPrior(0.1)}
+    default = fit(model(), **QUICK, **QUIET, **prior)
+    same(default, fit(model(), **QUICK, **QUIET, **prior, gibbs_scale=40 * 16))
+    loss = WeightPriorELBO(PathGradientELBO(), GaussianWeightPrior(0.1), 40 * 16)
+    same(default, fit(model(), **QUICK, **QUIET, loss=loss))
+    with pytest.raises(ValueError, match="expected a weight_prior beside gibbs_scale"):
+        fit(model(), **QUICK, **QUIET, gibbs_scale=10.0)
+
+
 def test_other_settings_than_in_the_checkpoint_are_refused(tmp_path):
     path = tmp_path / "state.pt"
     fit(model(), **QUICK, **QUIET, checkpoint=path)
@@ -261,19 +288,36 @@ def test_shares_become_the_parts_of_z():
     assert torch.equal(shares, result.model.prior.shares)
 
 
-def test_components_are_trained_in_equal_shares_also_the_second_time(monkeypatch):
-    cg = mixture_model()
-    fit(cg, **QUICK, **QUIET)
-    assert cg.prior.shares[1] < 0.1
+def watch_shares(monkeypatch, cg, **options):
+    """The shares that each step is taken with."""
     seen, plain = [], training._Run._step
 
     def watching(run):
         seen.append(run.model.prior.shares.tolist())
         plain(run)
 
-    monkeypatch.setattr(training._Run, "_step", watching)
+    with monkeypatch.context() as patch:
+        patch.setattr(training._Run, "_step", watching)
+        fit(cg, **options, **QUIET)
+    return seen
+
+
+def test_training_starts_with_equal_shares_also_the_second_time(monkeypatch):
+    cg = mixture_model()
     fit(cg, **QUICK, **QUIET)
-    assert all(shares == [0.5, 0.5] for shares in seen)
+    assert cg.prior.shares[1] < 0.1
+    seen = watch_shares(monkeypatch, cg, **QUICK)
+    assert seen[: QUICK["evaluate_every"]] == [[0.5, 0.5]] * QUICK["evaluate_every"]
+
+
+@pytest.mark.parametrize(
+    ("weights", "expected"),
+    [([0.9, 0.1], [0.75, 0.25]), ([0.999, 0.001], [1 / 1.125, 0.125 / 1.125])],
+)
+def test_training_shares_follow_the_roots_of_the_weights(monkeypatch, weights, expected):
+    cg = mixture_model(GaussianMixture([[-6.0, 0.0], [6.0, 0.0]], 1.0, weights))
+    options = {"steps": 80, "num_samples": 32, "evaluate_every": 2, "evaluate_samples": 256}
+    assert watch_shares(monkeypatch, cg, **options)[-1] == pytest.approx(expected, abs=0.02)
 
 
 # What can go wrong
@@ -361,7 +405,14 @@ def test_arguments_are_checked(options, message):
         fit(model(), **options, **QUIET)
 
 
-@pytest.mark.parametrize("loss", [TraceMeanField_ELBO(), RenyiELBO()])
+@pytest.mark.parametrize(
+    "loss",
+    [
+        TraceMeanField_ELBO(),
+        RenyiELBO(),
+        WeightPriorELBO(RenyiELBO(), GaussianWeightPrior(), 10.0),
+    ],
+)
 def test_losses_that_are_wrong_or_not_differentiable_are_refused(loss):
     with pytest.raises(ValueError, match="expected an ELBO"):
         fit(model(), **QUICK, **QUIET, loss=loss)
