@@ -262,9 +262,9 @@ def solvent_accessible_surface(
 def j_coupling(
     molecule: Molecule, residue: int = 0, model: str = "Bax2007", name: str | None = None
 ) -> Observable:
-    r"""Scalar coupling :math:`^3J(H_N, H_\alpha)` in Hz, by a Karplus curve.
+    r"""Scalar coupling :math:`{}^3J(H_N, H_\alpha)` in Hz, by a Karplus curve.
 
-    .. math:: J = A \cos^2(\phi - 60°) + B \cos(\phi - 60°) + C
+    .. math:: J = A \cos^2(\phi - 60^\circ) + B \cos(\phi - 60^\circ) + C
 
     Source: Vögeli, Ying, Grishaev and Bax (2007), "Limits on variations in protein backbone
     dynamics from precise measurements of scalar couplings", and others by ``model``.

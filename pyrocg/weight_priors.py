@@ -86,7 +86,7 @@ class ARDWeightPrior:
 
     .. math:: p(\theta) = \int N(\theta \mid 0, \tau^{-1}) Gamma(\tau \mid a_0, b_0)\, d\tau
               = \frac{\Gamma(a_0 + m/2)}{\Gamma(a_0)} \frac{b_0^{a_0}}{(2\pi)^{m/2}}
-              \Big(b_0 + \tfrac12 \textstyle\sum\theta^2\Big)^{-(a_0 + m/2)},
+              \Big(b_0 + \tfrac12 \sum\theta^2\Big)^{-(a_0 + m/2)},
 
     a Student-t density. Expectation maximisation over τ, as in the paper, has the E-step
 

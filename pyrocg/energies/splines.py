@@ -54,7 +54,7 @@ class Table(TabulatedFunction):
 
 @dataclass(frozen=True, eq=False)
 class Spline(TabulatedFunction):
-    r"""A cubic spline in each dimension, :math:`\sum_k c_{k_1 \dots k_d} \prod_a s_a^{k_a}`.
+    r"""A cubic spline in each dimension, :math:`\sum_k c_{k_1 \ldots k_d} \prod_a s_a^{k_a}`.
 
     With :math:`s_a \in [0, 1]` the place in the cell of the grid: natural, and 0 outside of the
     grid, or periodic.
