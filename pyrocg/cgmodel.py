@@ -303,7 +303,8 @@ class CoarseGrainedModel(nn.Module):
         every prior, decoder and encoder, the user's included. With K encoder draws,
 
         .. math:: \frac{1}{w} = \frac{1}{K + 1}
-                  \sum_{j=0}^{K} \frac{p(z_j)\, q(u|z_j)}{\pi(u)\, r(z_j|u)}, \quad z_0, u \sim p\, q, \quad z_1, \ldots, z_K \sim r(z|u),
+                  \sum_{j=0}^{K} \frac{p(z_j)\, q(u|z_j)}{\pi(u)\, r(z_j|u)}, \quad
+                  z_0, u \sim p\, q, \quad z_1, \ldots, z_K \sim r(z|u),
 
         the weight is averaged over latents that could have given the same u. Its mean is Z for
         every K, the mean of its logarithm rises with K towards the bound of the marginal q(u), and
