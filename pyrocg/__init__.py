@@ -39,7 +39,7 @@ _PUBLIC = {
         "WeightPriorELBO",
         "count_switched_off",
     ),
-    "objectives": ("PathGradientELBO",),
+    "objectives": ("ForwardKLELBO", "PathGradientELBO"),
     "training": ("FitResult", "fit"),
     "weight_draws": ("WeightPosterior",),
     "laplace": ("LaplacePosterior",),

@@ -3,12 +3,13 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro.infer import SVI, Trace_ELBO
+from torch import nn
 from toy_models import gaussian_model, solved_model
 
 from pyrocg.cgmodel import CoarseGrainedModel
 from pyrocg.coordinates import IdentityCoordinates
 from pyrocg.energies.toy import DoubleWell
-from pyrocg.objectives import PathGradientELBO
+from pyrocg.objectives import ForwardKLELBO, PathGradientELBO
 from pyrocg.target import BoltzmannTarget
 
 
@@ -90,3 +91,98 @@ def test_function_guides_and_score_functions_are_refused():
 
     with pytest.raises(ValueError, match="expected reparametrised samples at guide site 'k'"):
         PathGradientELBO().differentiable_loss(Learned(), Learned(), 4)
+
+
+# ForwardKLELBO
+
+
+class NormalGuide(nn.Module):
+    """x ~ N(m, s)."""
+
+    def __init__(self, loc=0.5, log_scale=0.3):
+        super().__init__()
+        self.loc = nn.Parameter(torch.tensor(loc).double())
+        self.log_scale = nn.Parameter(torch.tensor(log_scale).double())
+
+    def forward(self, n):
+        pyro.module("guide", self)
+        with pyro.plate("samples", n):
+            return pyro.sample("x", dist.Normal(self.loc, self.log_scale.exp()))
+
+
+def normal_target(n):
+    """The standard normal, with Z = 1."""
+    zero = torch.zeros((), dtype=torch.float64)
+    with pyro.plate("samples", n):
+        x = pyro.sample("x", dist.Normal(zero, 1.0).mask(False))
+        pyro.factor("target", dist.Normal(zero, 1.0).log_prob(x))
+
+
+def two_wells(n):
+    """Normal densities of width 1 at -4 and 4."""
+    loc = torch.tensor([-4.0, 4.0], dtype=torch.float64)
+    wells = dist.MixtureSameFamily(dist.Categorical(torch.ones(2).double()), dist.Normal(loc, 1.0))
+    with pyro.plate("samples", n):
+        x = pyro.sample("x", dist.Normal(loc[0], 1.0).mask(False))
+        pyro.factor("target", wells.log_prob(x))
+
+
+def test_forward_kl_and_its_gradient_are_those_of_normal_densities():
+    """KL(N(0, 1) || N(m, s)) = log s + (1 + m²) / (2 s²) - 1/2."""
+    torch.manual_seed(0)
+    guide = NormalGuide()
+    m, log_s = guide.loc.detach().clone(), guide.log_scale.detach().clone()
+    exact = [v.requires_grad_() for v in (m, log_s)]
+    kl = log_s + 0.5 * (1 + m**2) * torch.exp(-2 * log_s) - 0.5
+    n = 400_000
+    loss = ForwardKLELBO().differentiable_loss(normal_target, guide, n) / n
+    found = torch.autograd.grad(loss, list(guide.parameters()))
+    assert loss.item() == pytest.approx(kl.item(), abs=0.01)
+    for gradient, expected in zip(found, torch.autograd.grad(kl, exact), strict=True):
+        assert gradient.item() == pytest.approx(expected.item(), abs=0.02)
+
+
+def test_forward_kl_covers_both_wells_where_the_reverse_covers_one():
+    scales = {}
+    for loss, log_scale in ((ForwardKLELBO(), 1.0), (Trace_ELBO(), 0.0)):
+        pyro.clear_param_store()
+        torch.manual_seed(0)
+        guide = NormalGuide(loc=1.0, log_scale=log_scale)
+        svi = SVI(two_wells, guide, pyro.optim.Adam({"lr": 0.02}), loss)
+        for _ in range(400):
+            svi.step(256)
+        scales[type(loss)] = guide.log_scale.exp().item()
+    assert scales[ForwardKLELBO] == pytest.approx(17**0.5, abs=0.3)  # that of the mixture
+    assert scales[Trace_ELBO] < 1.5
+
+
+def test_forward_kl_is_an_upper_bound_and_the_elbo_a_lower_one():
+    torch.manual_seed(0)
+    cg = gaussian_model()
+    upper = ForwardKLELBO()(cg.model, cg.guide)(100_000).item() / 100_000
+    lower = -Trace_ELBO()(cg.model, cg.guide)(100_000).item() / 100_000
+    assert lower < DoubleWell().log_z() < upper + 0.05
+
+
+def test_forward_kl_gives_the_encoder_the_gradient_of_the_elbo():
+    torch.manual_seed(0)
+    cg = gaussian_model().double()
+    encoder = list(cg.encoder.parameters())
+    found, expected = (
+        torch.autograd.grad(seeded(cg, loss) / 1000, encoder)
+        for loss in (ForwardKLELBO(), Trace_ELBO())
+    )
+    torch.testing.assert_close(found, expected)
+
+
+def seeded(cg, loss):
+    torch.manual_seed(1)
+    return loss(cg.model, cg.guide)(1000)
+
+
+def test_forward_kl_refuses_sites_outside_the_plate():
+    def guide(n):
+        pyro.sample("theta", dist.Normal(0.0, 1.0))
+
+    with pytest.raises(ValueError, match="one plate"):
+        ForwardKLELBO().differentiable_loss(guide, guide, 3)
