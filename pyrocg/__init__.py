@@ -45,11 +45,15 @@ _PUBLIC = {
     "laplace": ("LaplacePosterior",),
     "swag": ("SWAGPosterior",),
     "posterior": ("EnsemblePosterior", "load_posterior"),
+    "langevin": ("TorsionBias", "repartitioned_masses", "temperature_ladder"),
+    "reference": ("Reference", "replica_exchange"),
     "observables": ("Observable", "double_well_observables", "standard_observables"),
     "analysis": ("free_energy", "kl_divergence", "total_variation"),
     "estimates": ("Estimate", "FreeEnergySurface", "Histogram"),
     "cautions": ("Caution",),
     "prediction": ("Prediction", "predict"),
+    "scoring": ("score",),
+    "comparison": ("Comparison", "compare"),
 }
 _MODULE_OF = {name: module for module, names in _PUBLIC.items() for name in names}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Mapping
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["container", "pareto_smooth", "resampled_chains"]
+__all__ = ["container", "convergence", "pareto_smooth", "resampled_chains"]
 
 
 def _arviz() -> Any:
@@ -173,3 +174,11 @@ def container(groups: Mapping[str, Any]) -> Any:
     import xarray
 
     return xarray.DataTree.from_dict(dict(groups))
+
+
+def convergence(values: NDArray[np.float64]) -> tuple[float, float]:
+    """Return R-hat and bulk ESS of values ``(n_chains, n_records)``; NaN where they say nothing."""
+    if values.shape[1] < 4 or np.ptp(values) == 0:
+        return math.nan, math.nan
+    arviz = _arviz()
+    return float(arviz.rhat(values)), float(arviz.ess(values))

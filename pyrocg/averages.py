@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pyrocg.arviz_compat import _arviz
+from pyrocg.arviz_compat import convergence
 
 __all__ = ["Average", "average", "student_quantile"]
 
@@ -106,7 +106,7 @@ def average(
     n = len(f)
     error = float(influence.mean(1).std(ddof=1) / math.sqrt(n))
     margin = student_quantile(level, n - 1) * error
-    r_hat, effective = _convergence(influence)
+    r_hat, effective = convergence(influence)
     binary = not circular and bool(np.isin(f, (0.0, 1.0)).all())
     transitions = int(np.abs(np.diff(f, axis=1)).sum()) if binary else None
     return Average(
@@ -129,14 +129,6 @@ def _circular(f: NDArray[np.float64], w: NDArray[np.float64]) -> tuple[float, ND
     c, s = float((w * np.cos(f)).mean()), float((w * np.sin(f)).mean())
     mean = math.atan2(s, c)
     return mean, np.sin(f - mean) / max(math.hypot(c, s), 1e-12)
-
-
-def _convergence(values: NDArray[np.float64]) -> tuple[float, float]:
-    """R-hat and bulk ESS of values (n_chains, n_records); NaN where they say nothing."""
-    if values.shape[1] < 4 or np.ptp(values) == 0:
-        return math.nan, math.nan
-    arviz = _arviz()
-    return float(arviz.rhat(values)), float(arviz.ess(values))
 
 
 def _warnings(name: str, r_hat: float, transitions: int | None) -> tuple[str, ...]:

@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from pyrocg.molecules import Molecule
 
 __all__ = [
-    "Reference",
+    "KnownValues",
     "Speed",
     "System",
     "build_basins",
@@ -59,7 +59,7 @@ __all__ = [
 
 
 @dataclass(frozen=True)
-class Reference:
+class KnownValues:
     """What is known of a system from elsewhere.
 
     Attributes:
@@ -83,7 +83,7 @@ class System:
     target: BoltzmannTarget
     coordinates: Coordinates
     observables: tuple[Observable, ...]
-    reference: Reference | None
+    reference: KnownValues | None
 
 
 def build_system(config: Config) -> System:
@@ -286,21 +286,21 @@ def _energy(molecule: Molecule, options: SystemOptions) -> Energy:
     return molecular_energy(molecule, options.engine or "auto")
 
 
-def _double_well_reference(well: DoubleWell) -> Reference:
+def _double_well_reference(well: DoubleWell) -> KnownValues:
     mean = well.mean()
     values = {
         "x1": float(mean[0]),
         "x2": float(mean[1]),
         "population_right": well.probability_above(),
     }
-    return Reference(
+    return KnownValues(
         "quadrature",
         {name: {"mean": value, "unit": ""} for name, value in values.items()},
         well.log_z(),
     )
 
 
-def _shipped_reference(options: SystemOptions) -> Reference | None:
+def _shipped_reference(options: SystemOptions) -> KnownValues | None:
     """Of alanine dipeptide with the force field and at the temperature of the shipped data."""
     at = options.temperature
     if options.kind != "alanine-dipeptide" or options.forcefield != ("amber96-obc",):
@@ -311,7 +311,7 @@ def _shipped_reference(options: SystemOptions) -> Reference | None:
     values = json.loads((data / "ala2_amber96_obc_330K.json").read_text())
     with resources.as_file(data / "ala2_amber96_obc_330K.npz") as path:
         counts = _counts(path)
-    return Reference(values["method"], values["observables"], phi_psi=counts)
+    return KnownValues(values["method"], values["observables"], phi_psi=counts)
 
 
 def _counts(path: Path) -> NDArray[np.float64]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from pyrocg.system import Reference
+from pyrocg.system import KnownValues
 
 __all__ = ["prediction_table", "training_line"]
 
@@ -23,7 +23,7 @@ def training_line(done: dict[str, Any]) -> str:
     )
 
 
-def prediction_table(summary: dict[str, Any], reference: Reference | None, seconds: float) -> str:
+def prediction_table(summary: dict[str, Any], reference: KnownValues | None, seconds: float) -> str:
     """Return the results beside what is known from elsewhere.
 
     Args:

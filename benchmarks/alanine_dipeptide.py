@@ -1,0 +1,294 @@
+"""How close does the learned distribution come to the truth, after how many energy calls?
+
+Run: python benchmarks/alanine_dipeptide.py [--forcefield ff96-obc1] [--recipe long] [--seeds 0 1 2]
+     python benchmarks/alanine_dipeptide.py --surface 10000000
+     python benchmarks/alanine_dipeptide.py --dynamics
+     python benchmarks/alanine_dipeptide.py --ablation
+
+The first trains and predicts by the command line, one run folder for each seed under --out; what is
+there already is not done again, and what was stopped goes on. References: benchmarks/references,
+made by benchmarks/reference.py. --surface draws so many samples of each trained seed and compares
+their Ramachandran densities with the reference and with each other. --dynamics spends the energy
+calls of the first seed on replica exchange and on plain Langevin dynamics. --ablation trains
+short runs that differ from the default in one thing each.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import pyrocg
+from pyrocg import observables
+from pyrocg.cgmodel import CoarseGrainedModel
+from pyrocg.checkpoint import load_state
+from pyrocg.config import read_toml, resolve
+from pyrocg.langevin import repartitioned_masses, temperature_ladder
+from pyrocg.reference import Reference, replica_exchange
+from pyrocg.runfolder import RunFolder
+from pyrocg.system import build_basins, build_model, build_system
+
+TEMPERATURE = {"amber96-obc": 330, "ff96-obc1": 300}  # K
+RECIPES = {
+    "default": "",
+    "long": "--steps 20000 --num-samples 400 --n-couplings 8 --hidden 192 192",
+}
+ABLATION_STEPS = 1500
+ABLATION = {
+    "default": "",
+    "Adam in place of SOAP": "--optimizer adam",
+    "no covering centres": "--cover 0",
+    "8 couplings of 192 units": "--n-couplings 8 --hidden 192 192",
+    "z of 1 dimension": "--latent-dim 1",
+    "z of 4 dimensions": "--latent-dim 4",
+    "tempered from t = 0.5": "--schedule linear --start 0.5",
+    "Gaussian decoder, internal coordinates": "--model gaussian",
+    "Gaussian decoder, internal, tempered": "--model gaussian --schedule adaptive",
+    "Gaussian decoder, Cartesian, tempered": (
+        "--model gaussian --coordinates cartesian --schedule adaptive"
+    ),
+}
+BASINS = ("left", "alpha", "beta")
+BINS = 100
+REFERENCES = Path(__file__).parent / "references"
+
+
+def main() -> None:
+    options = parse()
+    torch.set_num_threads(1)
+    if options.ablation:
+        ablation(options)
+    elif options.dynamics:
+        dynamics(options)
+    elif options.surface:
+        surfaces(options)
+    else:
+        accuracy(options)
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--forcefield", choices=list(TEMPERATURE), default="amber96-obc")
+    parser.add_argument("--recipe", choices=list(RECIPES), default="default")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
+    parser.add_argument("--samples", type=int, default=100_000, help="to predict from")
+    parser.add_argument("--surface", type=int, metavar="N", help="samples of each seed")
+    parser.add_argument("--dynamics", action="store_true")
+    parser.add_argument("--ablation", action="store_true")
+    parser.add_argument("--out", type=Path, default=Path("runs"), help="folder of the run folders")
+    return parser.parse_args()
+
+
+# Accuracy, seed by seed
+
+
+def accuracy(options: argparse.Namespace) -> None:
+    truth = reference(options.forcefield)
+    print(
+        "| seed | ESS % | k-hat | log Z [95 %] | "
+        + " | ".join(f"{name} % [95 %]" for name in BASINS)
+        + " | energy calls of training | training s |\n|"
+        + "---|" * (6 + len(BASINS))
+    )
+    log_z = []
+    for seed in options.seeds:
+        found = predicted(trained(options, seed), options.samples)
+        log_z.append(found["log_z"])
+        calls = found["energy_calls_split"]
+        low, high = found["log_z_interval"]
+        cells = [
+            str(seed),
+            f"{100 * found['ess']:.1f}",
+            f"{found['pareto_k'] or math.inf:.2f}",
+            f"{found['log_z']:.4f} [{low:.4f}, {high:.4f}]",
+            *(population(found["observables"][f"population_{name}"]) for name in BASINS),
+            f"{sum(n for key, n in calls.items() if key != 'prediction'):.3g}",
+            f"{found['seconds']['training']:.0f}",
+        ]
+        print("| " + " | ".join(cells) + " |", flush=True)
+    known = [population(truth[f"population_{name}, trans only"]) for name in BASINS]
+    print("| reference | | | | " + " | ".join(known) + " | | |")
+    print(f"\nlog Z of the seeds within {max(log_z) - min(log_z):.4f}")
+
+
+def population(value: dict[str, Any]) -> str:
+    low, high = (100 * end for end in value["interval"])
+    return f"{100 * value['mean']:.3f} [{low:.3f}, {high:.3f}]"
+
+
+def reference(forcefield: str) -> dict[str, Any]:
+    """Averages of the reference, by name."""
+    return json.loads(reference_file(forcefield).with_suffix(".json").read_text())["averages"]
+
+
+def reference_file(forcefield: str) -> Path:
+    name = f"ala2_{forcefield.replace('-', '_')}_{TEMPERATURE[forcefield]}K"
+    return REFERENCES / name
+
+
+def trained(options: argparse.Namespace, seed: int, name: str = "", extra: str = "") -> Path:
+    """The folder of a run that is trained, now or before."""
+    folder = options.out / f"{options.forcefield}-{name or options.recipe}-{seed}"
+    if (folder / "config.toml").exists():
+        command(["resume", str(folder)])
+        return folder
+    arguments = ["--forcefield", options.forcefield, "--seed", str(seed), "--out", str(folder)]
+    arguments += ["--temperature", str(TEMPERATURE[options.forcefield])]
+    command(
+        ["fit", "alanine-dipeptide", *arguments, *RECIPES[options.recipe].split(), *extra.split()]
+    )
+    return folder
+
+
+def predicted(folder: Path, samples: int) -> dict[str, Any]:
+    """The prediction of a trained run, as `pyrocg predict --json` gives it."""
+    out = command(["predict", str(folder), "--json", "--predict-samples", str(samples)])
+    found: dict[str, Any] = json.loads(out)
+    return found
+
+
+def command(arguments: list[str]) -> str:
+    """Run the command line in a process of its own, return what it prints."""
+    environment = {"OMP_NUM_THREADS": "1", **os.environ}
+    done = subprocess.run(
+        [sys.executable, "-m", "pyrocg", *arguments, "--quiet"],
+        stdout=subprocess.PIPE,
+        env=environment,
+        text=True,
+        check=True,
+    )
+    return done.stdout
+
+
+# Ramachandran densities
+
+
+def surfaces(options: argparse.Namespace) -> None:
+    known = np.load(reference_file(options.forcefield).with_suffix(".npz"))["density"]
+    found = {}
+    for seed in options.seeds:
+        model = load(trained(options, seed))
+        found[seed], effective = surface(model, options.surface, seed)
+        distance = pyrocg.total_variation(found[seed], known)
+        print(
+            f"seed {seed}: ESS {100 * effective:.1f} % of {options.surface} samples, total "
+            f"variation from the reference {distance:.4f}",
+            flush=True,
+        )
+    for (a, p), (b, q) in itertools.combinations(found.items(), 2):
+        print(f"seeds {a} and {b}: total variation {pyrocg.total_variation(p, q):.4f}")
+
+
+def load(path: Path) -> CoarseGrainedModel:
+    """The trained model of a run folder."""
+    folder = RunFolder.open(path)
+    config = resolve({}, read_toml(folder.config_file))
+    system = build_system(config)
+    basins = folder.basins(lambda: build_basins(config, system))
+    model = build_model(config, system, basins)
+    model.load_state_dict(load_state(folder.checkpoint)["model"])
+    return model
+
+
+def surface(
+    model: CoarseGrainedModel, n: int, seed: int, batch: int = 5000
+) -> tuple[np.ndarray, float]:
+    """The weighted histogram of (phi, psi), and the effective sample size as a fraction."""
+    molecule = pyrocg.alanine_dipeptide()
+    angles = [observables.phi(molecule), observables.psi(molecule)]
+    edges = np.linspace(-math.pi, math.pi, BINS + 1)
+    counts, total, squares, shift = np.zeros((BINS, BINS)), 0.0, 0.0, None
+    torch.manual_seed(1000 + seed)
+    for _ in range(math.ceil(n / batch)):
+        samples = model.sample(batch, encoder_draws=4)
+        log_w = samples.log_weights.double().nan_to_num(-math.inf)
+        shift = log_w.max() if shift is None else shift
+        w = (log_w - shift).exp().numpy()
+        x = samples.x.numpy()
+        counts += np.histogram2d(*(a(x) for a in angles), bins=(edges, edges), weights=w)[0]
+        total, squares = total + w.sum(), squares + (w**2).sum()
+    return counts, total**2 / squares / (batch * math.ceil(n / batch))
+
+
+# What the same energy calls buy by dynamics
+
+
+def dynamics(options: argparse.Namespace) -> None:
+    summary = predicted(trained(options, options.seeds[0]), options.samples)
+    calls = summary["energy_calls"]
+    molecule = pyrocg.alanine_dipeptide(options.forcefield)
+    print(
+        f"{calls:.3g} energy calls each, {options.samples} of them for samples\n\n| method | "
+        + " | ".join(f"{name} % [95 %]" for name in BASINS)
+        + " |\n|"
+        + "---|" * (1 + len(BASINS))
+    )
+    learned = [population(summary["observables"][f"population_{name}"]) for name in BASINS]
+    print("| learned model | " + " | ".join(learned) + " |", flush=True)
+    for name, rungs in (("replica exchange", 4), ("Langevin dynamics", 1)):
+        run = simulate(options.forcefield, molecule, calls, rungs)
+        found = [run.estimate(o) for o in observables.basin_populations(molecule)]
+        by_name = {f.name: vars(f) for f in found}
+        cells = [population(by_name[f"population_{basin}"]) for basin in BASINS]
+        print(f"| {name} | " + " | ".join(cells) + " |", flush=True)
+
+
+def simulate(
+    forcefield: str, molecule: Any, calls: int, rungs: int, ladders: int = 32
+) -> Reference:
+    """Dynamics of so many energy calls from the molecule's given structure."""
+    energy = pyrocg.CompiledEnergy(molecule, dtype=torch.float32)
+    return replica_exchange(
+        pyrocg.BoltzmannTarget(energy, TEMPERATURE[forcefield]),
+        torch.as_tensor(molecule.positions, dtype=torch.float32)[None],
+        calls // (ladders * rungs),
+        masses=repartitioned_masses(molecule),
+        time_step=0.0025,
+        ladder=temperature_ladder(rungs, 2.7) if rungs > 1 else (1.0,),
+        n_ladders=ladders,
+        exchange_every=8,
+        record_every=40,
+        progress=False,
+    )
+
+
+# What each part of the recipe is worth
+
+
+def ablation(options: argparse.Namespace) -> None:
+    print(
+        f"{ABLATION_STEPS} steps each\n\n| what differs | seed | log Z | log Z - ELBO | ESS % | "
+        + " | ".join(f"{name} %" for name in BASINS)
+        + " |\n|"
+        + "---|" * (5 + len(BASINS))
+    )
+    for number, (what, extra) in enumerate(ABLATION.items()):
+        for seed in options.seeds:
+            folder = trained(
+                options, seed, f"ablation{number}", f"--steps {ABLATION_STEPS} {extra}"
+            )
+            found = predicted(folder, options.samples)
+            values = [found["observables"][f"population_{name}"]["mean"] for name in BASINS]
+            cells = [
+                what,
+                str(seed),
+                f"{found['log_z']:.3f}",
+                f"{found['log_z'] - found['elbo']:.3f}",
+                f"{100 * found['ess']:.1f}",
+                *(f"{100 * value:.3f}" for value in values),
+            ]
+            print("| " + " | ".join(cells) + " |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
