@@ -397,8 +397,8 @@ def _check_count(num_samples: int) -> None:
 
 def _log_probs(trace: poutine.Trace, n: int) -> dict[str, Tensor]:
     """Log density of every sample at every site, shape (n,) each."""
-    with warnings.catch_warnings():  # of -inf, which the caller counts
-        warnings.filterwarnings("ignore", "Encountered .*inf", UserWarning)
+    with warnings.catch_warnings():  # of -inf and NaN, which the caller counts
+        warnings.filterwarnings("ignore", "Encountered .*(inf|NaN)", UserWarning)
         trace.compute_log_prob()
     return {
         name: site["log_prob"].expand(n)
