@@ -23,7 +23,7 @@ from pyrocg.tempering import FixedSchedule, TemperingSchedule, WeightedEnergies
 from pyrocg.weight_priors import WeightPrior, WeightPriorELBO
 from pyrocg.weights import component_shares, stratified_summary
 
-__all__ = ["FitResult", "fit"]
+__all__ = ["FitResult", "default_optimizer", "fit"]
 
 _COLUMNS = ("step", "t", "loss", "elbo", "log_z", "ess", "latent_information", "energy_calls")
 _MAX_SKIPPED_IN_A_ROW = 100
@@ -156,7 +156,7 @@ def fit(
     elbo = objective(model.model, model.guide)
     parameters = [p for p in elbo.parameters() if p.requires_grad]
     if optimizer is None:
-        opt: torch.optim.Optimizer = _soap(parameters, learning_rate)
+        opt: torch.optim.Optimizer = default_optimizer(parameters, learning_rate)
     else:
         opt = optimizer(parameters)
     run = _Run(
@@ -447,11 +447,19 @@ class _Run:
         )
 
 
-def _soap(parameters: list[nn.Parameter], learning_rate: float) -> torch.optim.Optimizer:
+def default_optimizer(
+    parameters: Iterable[nn.Parameter], learning_rate: float
+) -> torch.optim.Optimizer:
+    """Build the optimiser that :func:`fit` takes by default, SOAP (Vyas et al. 2024).
+
+    Args:
+        parameters: what it trains.
+        learning_rate: its learning rate.
+    """
     from pytorch_optimizer import SOAP  # imports slowly
 
     return SOAP(
-        parameters,
+        list(parameters),
         lr=learning_rate,
         betas=(0.9, 0.99),
         shampoo_beta=0.95,
