@@ -250,7 +250,7 @@ def simulate(
     energy = pyrocg.CompiledEnergy(molecule, dtype=torch.float32)
     return replica_exchange(
         pyrocg.BoltzmannTarget(energy, TEMPERATURE[forcefield]),
-        torch.as_tensor(molecule.positions, dtype=torch.float32)[None],
+        torch.tensor(molecule.positions, dtype=torch.float32)[None],
         calls // (ladders * rungs),
         masses=repartitioned_masses(molecule),
         time_step=0.0025,

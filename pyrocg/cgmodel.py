@@ -315,6 +315,9 @@ class CoarseGrainedModel(nn.Module):
             num_samples: number of samples n; one batch, so memory grows with it.
             exact: weigh with the uncapped energy, the default.
             encoder_draws: K; each costs one density of the decoder.
+
+        Raises:
+            ValueError: the encoder has other sites than the prior.
         """
         guide = poutine.trace(self.guide).get_trace(num_samples)
         capped = self.model.target
@@ -323,22 +326,20 @@ class CoarseGrainedModel(nn.Module):
             model = poutine.trace(poutine.replay(self.model, trace=guide)).get_trace(num_samples)
         finally:
             self.model.target = capped
+        _check_sites(guide, model)
         log_model, log_guide = _log_probs(model, num_samples), _log_probs(guide, num_samples)
-        names = [name for name in log_guide if name != "u"]
+        latents = {name: v for name, v in drawn_values(guide).items() if name != "u"}
         log_boltzmann: Any = model.nodes["log_boltzmann"]["value"]
         u: Any = guide.nodes["u"]["value"]
-        joint: Any = sum(log_model.values()) - sum(log_guide.values())
-        log_weights = joint
-        if encoder_draws:
-            ratio = sum(log_guide.values()) - sum(log_model[name] for name in names)
-            ratios = [ratio] + [self._log_ratio(u) for _ in range(encoder_draws)]
-            log_weights = joint + ratio - log_mean_exp(torch.stack(ratios))
+        log_target: Any = sum(v for name, v in log_model.items() if name not in latents)
+        ratio: Any = sum(log_guide.values()) - sum(log_model[name] for name in latents)
+        ratios = [ratio] + [self._log_ratio(u) for _ in range(encoder_draws)]
         return Samples(
             u=u,
             x=model.nodes["x"]["value"],
-            latents={name: guide.nodes[name]["value"] for name in names},
-            log_weights=log_weights,
-            joint_log_weights=joint,
+            latents=latents,
+            log_weights=log_target - log_mean_exp(torch.stack(ratios)),
+            joint_log_weights=log_target - ratio,
             reduced_energy=-log_boltzmann,
             latent_log_ratio=log_model["z"] - log_guide["z"],
         )
@@ -352,14 +353,8 @@ class CoarseGrainedModel(nn.Module):
                 self.model.encode(u)
 
         encoded = poutine.trace(encode).get_trace()
-        latents = {
-            name: site["value"]
-            for name, site in encoded.nodes.items()
-            if site["type"] == "sample" and not site_is_subsample(site)
-        }
-        generator = poutine.condition(self.guide, data={**latents, "u": u})
-        scored = poutine.trace(generator).get_trace(n)
-        return sum(_log_probs(scored, n).values()) - sum(_log_probs(encoded, n).values())
+        log_encoder = sum(_log_probs(encoded, n).values())
+        return log_generator(self.guide, u, drawn_values(encoded)) - log_encoder
 
     @torch.no_grad()
     def encode(self, x: Tensor, num_samples: int = 1) -> dict[str, Tensor]:
@@ -393,6 +388,54 @@ def _draw(name: str, prior: Any) -> tuple[Any, ...]:
 def _check_count(num_samples: int) -> None:
     if not isinstance(num_samples, int) or num_samples < 1:
         raise ValueError(f"expected a number of samples of at least 1, got {num_samples!r}")
+
+
+def drawn_values(trace: poutine.Trace) -> dict[str, Any]:
+    """Values of the sites that were drawn: neither observed nor deterministic."""
+    return {
+        name: site["value"]
+        for name, site in trace.nodes.items()
+        if site["type"] == "sample" and not site["is_observed"] and not site_is_subsample(site)
+    }
+
+
+def log_generator(guide: nn.Module, u: Tensor, latents: dict[str, Tensor]) -> Tensor:
+    """log p(z) q(u|z), shape (n,); minus infinity where z is outside of the prior's support."""
+    n = len(u)
+
+    def traced(values: dict[str, Tensor]) -> poutine.Trace:
+        return poutine.trace(poutine.condition(guide, data={**values, "u": u})).get_trace(n)
+
+    trace = traced(latents)
+    inside = _inside(trace, latents, n)
+    if not bool(inside.all()):  # validation refuses such values: any others in their place
+        others = drawn_values(poutine.trace(guide).get_trace(n))
+        trace = traced({k: torch.where(_like(inside, v), v, others[k]) for k, v in latents.items()})
+    scored: Any = sum(_log_probs(trace, n).values())
+    return torch.where(inside, scored, -torch.inf)
+
+
+def _inside(trace: poutine.Trace, latents: dict[str, Tensor], n: int) -> Tensor:
+    """Which samples have all latents in the support of the prior, shape (n,)."""
+    found = torch.ones(n, dtype=torch.bool, device=next(iter(latents.values())).device)
+    for name, value in latents.items():
+        prior: Any = trace.nodes[name]["fn"]
+        found = found & prior.support.check(value)
+    return found
+
+
+def _like(mask: Tensor, value: Tensor) -> Tensor:
+    return mask.reshape(-1, *(1 for _ in value.shape[1:]))
+
+
+def _check_sites(guide: poutine.Trace, model: poutine.Trace) -> None:
+    """Refuse an encoder with other latents than the prior: the weights would be wrong."""
+    prior, encoder = set(drawn_values(guide)), set(drawn_values(model))
+    if prior != encoder:
+        raise ValueError(
+            f"expected an encoder with the sites of the prior, {sorted(prior)}, got "
+            f"{sorted(encoder)}; give the encoder program a site for each of the prior's"
+        )
 
 
 def _log_probs(trace: poutine.Trace, n: int) -> dict[str, Tensor]:

@@ -41,6 +41,7 @@ from pyrocg.cgmodel import CoarseGrainedModel
 from pyrocg.objectives import PathGradientELBO
 from pyrocg.priors import StratifiedPrior
 from pyrocg.weight_priors import select
+from pyrocg.weights import training_shares
 
 __all__ = ["Fisher", "Rows", "as_trained", "has_score"]
 
@@ -71,7 +72,7 @@ class Fisher:
     not grow with their number.
 
     Args:
-        model: trained; used at t = 1, its components in equal shares as in training.
+        model: trained; used at t = 1, its components in the shares of its training.
         only: patterns of the names of the decoder's parameters θ, as in a shell.
         encoder_draws: draws m of z from the encoder for each sample, at least 2, for the marginal
             information; 0 for the information while the encoder stands still.
@@ -214,12 +215,12 @@ class Fisher:
 
 @contextmanager
 def as_trained(model: CoarseGrainedModel) -> Iterator[None]:
-    """Put t to 1 and the components of a mixture latent to equal shares, for a while."""
+    """Put t to 1 and the components of a mixture latent to their training shares, for a while."""
     t, prior = model.temper, model.prior
     shares = prior.shares.clone() if isinstance(prior, StratifiedPrior) else None
     model.temper = 1.0
     if shares is not None:
-        prior.set_shares(torch.ones_like(shares))
+        prior.set_shares(training_shares(shares))
     try:
         yield
     finally:
@@ -248,7 +249,7 @@ def _sites(trace: poutine.Trace) -> list[str]:
     return [
         name
         for name, site in trace.nodes.items()
-        if site["type"] == "sample" and not site_is_subsample(site)
+        if site["type"] == "sample" and not site["is_observed"] and not site_is_subsample(site)
     ]
 
 

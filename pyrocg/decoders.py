@@ -19,6 +19,8 @@ from pyrocg.networks import MLP, ConstantOutput, constant_or_mlp
 
 __all__ = ["CouplingDecoder", "GaussianDecoder"]
 
+_LARGEST_OMEGA = 0.999  # of the Möbius map; nearer to 1, float32 has no digits of 1 - |ω|²
+
 
 class GaussianDecoder(nn.Module):
     r"""The paper's decoder, :math:`q(u|z) = N(u \mid \mu(z), \mathrm{diag}\,\sigma^2)`.
@@ -191,7 +193,7 @@ class CouplingDecoder(nn.Module):
         loc = self.centres[k] + _apply(self.loadings, k, z) + shift
         scale = (self.log_scale[k] + log_scale).clamp(-7.0, math.log(4.0) - 1e-4).exp()
         w = torch.stack(warp, dim=-1)
-        omega = w / (1.0 + w.square().sum(-1, keepdim=True)).sqrt()
+        omega = _LARGEST_OMEGA * w / (1.0 + w.square().sum(-1, keepdim=True)).sqrt()
         return MoebiusNormal(loc, scale, omega, validate_args=False)
 
     def condition(self, tau: Tensor, z: Tensor, k: Tensor) -> Tensor:

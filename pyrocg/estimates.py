@@ -218,7 +218,8 @@ def uncertainty(
     Args:
         centre: m statistics of all samples, shape ``(m,)``.
         draws: their bootstrap draws, shape ``(n_draws, m)``.
-        groups: the statistics of each of D groups; groups with NaN are left out.
+        groups: the statistics of each of D groups; groups with NaN, where
+            ``centre`` has none, are left out.
         fraction: of the variance that equal weights would have, shape ``(m,)``, see
             :func:`equal_weight_fraction`.
         shared_truth: whether all groups estimate the same value.
@@ -237,7 +238,9 @@ def uncertainty(
     sampling = moved.var(0)
     monte_carlo = sampling * fraction.nan_to_num(1.0).clamp(max=1.0)
     posterior = torch.zeros_like(centre)
-    known = groups.observed.isfinite().all(-1) & groups.draws.isfinite().all(-1).all(0)
+    lost = centre.isnan()  # of one statistic, no reason to leave groups out of the others
+    known = (groups.observed.isfinite() | lost).all(-1)
+    known &= (groups.draws.isfinite() | lost).all(-1).all(0)
     if int(known.sum()) > 1:
         values, noise = away(groups.observed[known]), away(groups.draws[:, known]).var(0).mean(0)
         jumps, posterior = _spread(values, noise, shared_truth, len(draws), seed)

@@ -43,7 +43,8 @@ class WeightedSample:
             values: of each, shape ``(n,)``.
         """
         circular = torch.tensor([o.circular for o in observables])
-        table = torch.stack(list(values), 1).double()
+        reached = self.bootstrap.weights[:, None] > 0  # NaN of a sample without weight says nothing
+        table = torch.where(reached, torch.stack(list(values), 1).double(), 0.0)
         pairs = torch.where(circular, table.cos(), table), table.sin()
         columns = torch.cat([torch.ones_like(table[:, :1]), *pairs], 1)
 
@@ -111,7 +112,7 @@ class WeightedSample:
             difference(drawn),
             sums.map(linear),
             fraction,
-            _limits(difference(total)[None]),
+            (torch.full((1,), -torch.inf).double(), torch.full((1,), torch.inf).double()),
         )
         return self._estimates(difference(total), found, ["kJ/mol"])[0]
 

@@ -207,7 +207,8 @@ class Prediction(Ensemble):
         Args:
             corrected: resample by importance weights; if not, by the generator's own.
             num_draws: number of draws of all chains together; default the effective sample size,
-                at most 4000, so that ArviZ does not take repeats for information.
+                from one for each chain to 4000, so that ArviZ does not take repeats for
+                information.
             observed: known samples of some observables, for instance of a simulation, shape
                 ``(n_known,)`` each, all of one length.
 
@@ -223,6 +224,8 @@ class Prediction(Ensemble):
         chain = self.weight_draw
         if not chain.any():
             chain = np.arange(len(weights)) % 4
+        if num_draws is None:
+            num_draws = max(min(effective, 4000), int(chain.max()) + 1)
         for name in observed or {}:
             self._observable(name)
         return resampled_chains(
@@ -230,7 +233,7 @@ class Prediction(Ensemble):
             {"energy": self.energies, "log_weight": self.log_weights.numpy()},
             chain,
             weights.numpy(),
-            num_draws=min(effective, 4000) if num_draws is None else num_draws,
+            num_draws=num_draws,
             units={o.name: o.unit for o in self.observables} | {"energy": "kJ/mol"},
             constants={"beta": self.beta},
             attributes={"log_z": self.log_z, "ess": self.ess, "pareto_k": self.pareto_k},

@@ -272,8 +272,8 @@ class StratifiedPrior(nn.Module):
     r"""A mixture latent that keeps every component, :math:`p(k, z) = p_k\, p(z)`.
 
     Sites: "component" k from :class:`~pyrocg.distributions.StratifiedCategorical`, "z" from
-    the latent prior. Returns ``(z, component)``. While training the shares :math:`p_k` are equal,
-    so that every component learns; afterwards :meth:`set_shares` gives them their weights.
+    the latent prior. Returns ``(z, component)``. :func:`~pyrocg.training.fit` trains it in shares
+    in which every component learns; at the end :meth:`set_shares` gives them their weights.
 
     Args:
         n_components: number of components.

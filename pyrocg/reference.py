@@ -242,7 +242,7 @@ def replica_exchange(
     check_start(x, target.event_shape)
     if checkpoint is not None and not Path(checkpoint).parent.is_dir():
         raise FileNotFoundError(f"expected the folder of {checkpoint} to exist; make it first")
-    kt = torch.tensor(settings["ladder"], device=x.device).double() / target.beta
+    kt = torch.tensor(settings["ladder"], device=x.device, dtype=torch.float64) / target.beta
     dynamics = Baoab(
         target.energy.exact,
         kt,

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from pyro import poutine
 from torch import Tensor
 
-from pyrocg.cgmodel import CoarseGrainedModel, _log_probs
+from pyrocg.cgmodel import CoarseGrainedModel, _log_probs, drawn_values, log_generator
 from pyrocg.coordinates import Coordinates
 
 __all__ = ["score"]
@@ -55,11 +56,9 @@ def score(model: CoarseGrainedModel, x: Tensor) -> Tensor:
         target = poutine.trace(conditioned).get_trace(n)
     finally:
         model.model.target = capped
-    log_target = _log_probs(target, n)
-    values = {name: target.nodes[name]["value"] for name in log_target if name != "boltzmann"}
-    generator = poutine.trace(poutine.condition(model.guide, data=values)).get_trace(n)
-    log_generator = _log_probs(generator, n)
-    log_w[inside] = (sum(log_target.values()) - sum(log_generator.values())).double()
+    log_target: Any = sum(_log_probs(target, n).values())
+    log_q = log_generator(model.guide, u, drawn_values(target))
+    log_w[inside] = (log_target - log_q).double()
     return log_w
 
 

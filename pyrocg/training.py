@@ -21,13 +21,12 @@ from pyrocg.objectives import PathGradientELBO
 from pyrocg.priors import StratifiedPrior
 from pyrocg.tempering import FixedSchedule, TemperingSchedule, WeightedEnergies
 from pyrocg.weight_priors import WeightPrior, WeightPriorELBO
-from pyrocg.weights import component_shares, stratified_summary
+from pyrocg.weights import component_shares, stratified_summary, training_shares
 
 __all__ = ["FitResult", "default_optimizer", "fit"]
 
 _COLUMNS = ("step", "t", "loss", "elbo", "log_z", "ess", "latent_information", "energy_calls")
 _MAX_SKIPPED_IN_A_ROW = 100
-_LEAST_SHARE = 0.25  # of an equal share: a rare component still gets samples in every batch
 _SHARE_RATE = 0.3  # at each evaluation, whose weights are noisy
 
 
@@ -96,7 +95,7 @@ def fit(
     atomically at intervals and at the end; if the file exists the run continues from it and gives
     the same numbers as one that was never stopped; other settings are refused. The components of
     a mixture latent (:class:`~pyrocg.priors.StratifiedPrior`) are trained in shares that follow the
-    square roots of their weights :math:`p_k`, at least a quarter of an equal share each: between
+    square roots of their weights :math:`p_k`, at least a fifth of an equal share each: between
     :math:`p_k`, which the divergence of the whole asks for, and equal shares, which rare components
     ask for. At the end each gets its weight. All by importance sampling.
 
@@ -107,8 +106,9 @@ def fit(
         num_samples: samples, and energy calls, in each step.
         learning_rate: peak learning rate of the default optimiser.
         optimizer: from parameters to an optimiser; default SOAP, Adam in the eigenbasis of
-            Shampoo's preconditioner (Vyas et al. 2024, arXiv:2409.11321), which needs about a
-            third of Adam's steps here. Its own learning rates are scaled by warmup and cosine.
+            Shampoo's preconditioner (Vyas et al. 2024, arXiv:2409.11321), which needs a
+            quarter to a third of Adam's steps here. Its own learning rates are scaled by warmup
+            and cosine.
         loss: a Pyro ELBO; default :class:`~pyrocg.objectives.PathGradientELBO`. Not
             ``TraceMeanField_ELBO``, which is wrong for this pair.
         schedule: of t; default no tempering.
@@ -272,7 +272,7 @@ class _Run:
             self.model.prior.set_shares(torch.ones_like(self.model.prior.shares))
 
     def _balance(self) -> None:
-        """Give the components of a mixture latent their weights, which training keeps equal."""
+        """Give the components of a mixture latent their weights."""
         self.counters.balanced = True
         if isinstance(self.model.prior, StratifiedPrior):
             samples = [self.model.sample(self.evaluate_samples) for _ in range(10)]
@@ -337,9 +337,8 @@ class _Run:
         prior = self.model.prior
         if isinstance(prior, StratifiedPrior):
             component = samples.latents["component"]
-            wanted = component_shares(samples.log_weights, component, prior.shares).sqrt()
-            wanted = (wanted / wanted.sum()).clamp(min=_LEAST_SHARE / len(wanted))
-            prior.set_shares(prior.shares.lerp(wanted / wanted.sum(), _SHARE_RATE))
+            weights = component_shares(samples.log_weights, component, prior.shares)
+            prior.set_shares(prior.shares.lerp(training_shares(weights), _SHARE_RATE))
 
     def _summary(self, samples: Samples) -> tuple[float, float, float]:
         """ELBO, log Z and ESS; of a mixture latent with the best shares of its components."""

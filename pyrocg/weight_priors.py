@@ -338,23 +338,23 @@ class WeightPriorELBO(ELBO):
     def loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
         """Return the loss as a number."""
         with torch.no_grad():
-            penalty = float(self._penalty(guide, *args))
+            penalty = float(self._penalty(guide, *args, **kwargs))
         return self.base.loss(model, guide, *args, **kwargs) + penalty
 
     def differentiable_loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Tensor:
         """Return the loss as a tensor."""
         loss = self.base.differentiable_loss(model, guide, *args, **kwargs)
-        return loss + self._penalty(guide, *args)
+        return loss + self._penalty(guide, *args, **kwargs)
 
     def loss_and_grads(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
         """Return the loss as a number and add its gradients to the parameters."""
         loss = self.base.loss_and_grads(model, guide, *args, **kwargs)
-        penalty = self._penalty(guide, *args)
+        penalty = self._penalty(guide, *args, **kwargs)
         if penalty.requires_grad:
             penalty.backward()
         return loss + float(penalty.detach())
 
-    def _penalty(self, guide: Any, num_samples: int, *_: Any) -> Tensor:
+    def _penalty(self, guide: Any, num_samples: int) -> Tensor:
         decoder = getattr(guide, "decoder", None)
         if not isinstance(decoder, nn.Module):
             raise TypeError(

@@ -14,7 +14,10 @@ __all__ = [
     "log_mean_exp",
     "log_mean_exp_error",
     "stratified_summary",
+    "training_shares",
 ]
+
+_LEAST_SHARE = 0.25  # of an equal share, so that a rare component gets samples in every batch
 
 
 def log_mean_exp(log_weights: Tensor) -> Tensor:
@@ -50,7 +53,7 @@ def component_shares(log_weights: Tensor, component: Tensor, shares: Tensor) -> 
     r"""Estimate each component's part of Z, :math:`p_k = Z_k / Z`.
 
     Weights that are not finite count as 0. A component without weight gets one part in a million,
-    so that it can still be sampled.
+    so that it can still be sampled. Without any finite weight the shares are returned.
 
     Args:
         log_weights: log importance weights, shape ``(n,)``.
@@ -63,10 +66,30 @@ def component_shares(log_weights: Tensor, component: Tensor, shares: Tensor) -> 
         >>> component_shares(log_w, component, torch.tensor([0.5, 0.5]))
         tensor([1.0000e+00, 1.0000e-06])
     """
-    w = torch.softmax(_without_infinite(log_weights), 0)
+    log_w = _without_infinite(log_weights)
+    if not bool(torch.isfinite(log_w).any()):
+        return shares
+    w = torch.softmax(log_w, 0)
     totals = torch.zeros(len(shares), dtype=w.dtype, device=w.device).index_add_(0, component, w)
     totals = (totals / totals.sum()).clamp(min=1e-6)
     return (totals / totals.sum()).to(shares.dtype)
+
+
+def training_shares(weights: Tensor) -> Tensor:
+    r"""Return the shares that components of the weights :math:`p_k` are trained in.
+
+    .. math:: s_k \propto \max\Big(\frac{\sqrt{p_k}}{\sum_j \sqrt{p_j}}, \frac{1}{4n}\Big),
+
+    normalised, for n components: at least a fifth of an equal share.
+
+    Example:
+        >>> import torch
+        >>> training_shares(torch.tensor([0.9, 0.1]))
+        tensor([0.7500, 0.2500])
+    """
+    shares = weights.sqrt() / weights.sqrt().sum()
+    shares = shares.clamp(min=_LEAST_SHARE / len(shares))
+    return shares / shares.sum()
 
 
 def bound(log_weights: Tensor) -> Tensor:

@@ -195,6 +195,48 @@ def test_encoder_draws_keep_z_for_every_prior(cg):
     assert averaged.mean().item() > plain.mean().item() - 4 * (plain.std() / 141).item()
 
 
+def test_encoder_draws_leave_deterministic_sites_alone():
+    def prior():
+        hidden = pyro.sample("hidden", dist.Normal(0.0, 0.5))
+        w = pyro.deterministic("w", hidden + 1.0)
+        return pyro.sample("z", dist.Normal(w.unsqueeze(-1) - 1.0, 1.0).to_event(1))
+
+    cg = gaussian_model(prior)
+    plain, averaged = (cg.sample(20_000, encoder_draws=k).log_weights.double() for k in (0, 5))
+    assert log_mean_exp(averaged).item() == pytest.approx(
+        log_mean_exp(plain).item(),
+        abs=4 * (log_mean_exp_error(plain) + log_mean_exp_error(averaged)).item(),
+    )
+
+
+def test_encoder_draws_outside_of_the_prior_count_as_zero():
+    cg = gaussian_model(TorusPrior(1))
+    with torch.no_grad():
+        cg.encoder.log_variance.layers[-1].bias.fill_(2.5)  # wider than the torus
+    plain, averaged = (cg.sample(40_000, encoder_draws=k).log_weights.double() for k in (0, 5))
+    assert not bool(averaged.isnan().any())
+    assert log_mean_exp(averaged).item() == pytest.approx(
+        log_mean_exp(plain).item(),
+        abs=4 * (log_mean_exp_error(plain) + log_mean_exp_error(averaged)).item(),
+    )
+
+
+def test_an_encoder_with_other_sites_than_the_prior_is_refused():
+    encoder = GaussianEncoder(torch.zeros(2, dtype=torch.bool), 1, (8,), [nn.Tanh])
+
+    class WithAnother(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.encoder = encoder
+
+        def forward(self, u):
+            pyro.sample("another", dist.Normal(0.0, 1.0).expand([len(u)]))
+            return pyro.sample("z", self.encoder(u))
+
+    with pytest.raises(ValueError, match=r"sites of the prior"):
+        gaussian_model(encoder=WithAnother()).sample(5)
+
+
 def test_elbo_is_log_z_where_the_family_holds_the_answer():
     cg = solved_model()
     log_w = cg.sample(100).log_weights

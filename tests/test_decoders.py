@@ -100,6 +100,14 @@ def test_density_is_that_of_the_noise_over_the_jacobian():
     torch.testing.assert_close(decoder(z[None], k[None]).log_prob(u[None])[0], expected)
 
 
+def test_a_large_moebius_parameter_is_finite_in_single_precision():
+    decoder = coupling_decoder().float()
+    with torch.no_grad():
+        decoder.torsion_network.layers[-1].bias.fill_(1e5)
+    u = (drawn := decoder(torch.zeros(1000, 2), torch.zeros(1000, dtype=torch.long))).rsample()
+    assert bool(drawn.log_prob(u).isfinite().all())
+
+
 def test_density_integrates_to_one():
     decoder = coupling_decoder(2, torch.tensor([False, True]), latent_dim=1)
     angle = torch.linspace(-math.pi, math.pi, 401, dtype=F64)[:-1]

@@ -233,6 +233,14 @@ def test_free_energy_difference_of_two_states():
     assert (found.unit, found.posterior) == ("kJ/mol", 0.0)
 
 
+def test_free_energy_difference_of_equal_states_is_on_both_sides_of_zero():
+    first = torch.arange(1000) % 2 == 0
+    found = sample(torch.ones(1000), n_draws=500).free_energy_difference(first, ~first, kt=2.5)
+    assert found.mean == 0.0
+    assert found.interval[0] < -0.1
+    assert found.interval[1] > 0.1
+
+
 def test_free_energy_difference_over_groups():
     group, x, _ = grouped(20, 2000, 0.2, 1.0, seed=1)
     made = sample(torch.ones(40_000), group, shared_truth=False)

@@ -10,6 +10,7 @@ from pyrocg.weights import (
     log_mean_exp,
     log_mean_exp_error,
     stratified_summary,
+    training_shares,
 )
 
 
@@ -111,3 +112,18 @@ def test_stratified_summary_of_nothing():
         -math.inf,
         0.0,
     )
+
+
+def test_shares_without_any_weight_stay():
+    shares, component = torch.tensor([0.3, 0.7]), torch.tensor([0, 1])
+    none = torch.full((2,), -torch.inf)
+    assert component_shares(none, component, shares).tolist() == shares.tolist()
+
+
+@pytest.mark.parametrize("n", [1, 2, 17])
+def test_training_shares_leave_a_fifth_of_an_equal_share(n):
+    weights = torch.full((n,), 1e-9)
+    weights[0] = 1.0
+    shares = training_shares(weights)
+    assert shares.sum().item() == pytest.approx(1.0)
+    assert shares.min().item() >= 0.2 / n
