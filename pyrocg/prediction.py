@@ -36,7 +36,7 @@ class Prediction(Ensemble):
         values: observable name to values, shape ``(n,)`` each.
         observables: the observables.
         beta: 1/kT in mol/kJ.
-        level: of the intervals.
+        level: of the intervals of observables; ``log_z_interval`` keeps that of :func:`predict`.
         log_z: log Z of the reduced coordinates, by importance sampling; nats.
         log_z_interval: its interval, by the Bayesian bootstrap.
         ess: effective sample size of the weights, a fraction of n.

@@ -222,7 +222,7 @@ def replica_exchange(
         >>> abs(average.mean + 2.441) < 4 * average.standard_error
         True
     """
-    x = torch.as_tensor(start)
+    x = torch.as_tensor(start).detach()
     settings = {
         "n_steps": n_steps,
         "time_step": time_step,
@@ -232,7 +232,7 @@ def replica_exchange(
         "exchange_every": exchange_every,
         "record_every": record_every,
         "equilibration": n_steps // 5 if equilibration is None else equilibration,
-        "bias": None if bias is None else getattr(bias, "__qualname__", repr(bias)),
+        "bias": None if bias is None else _name(bias),
         "seed": seed,
         "beta": target.beta,
         "dtype": str(x.dtype),
@@ -256,6 +256,12 @@ def replica_exchange(
     run.start(x)
     run.finish()
     return _result(run)
+
+
+def _name(bias: Bias) -> str:
+    """What tells a bias from another in a new process too."""
+    named = getattr(bias, "__qualname__", repr(bias))
+    return type(bias).__qualname__ if " at 0x" in named else named
 
 
 def _result(run: Simulation) -> Reference:
