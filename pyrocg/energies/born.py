@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -94,6 +95,8 @@ class GeneralizedBorn(PairTerm):
 
     with Born radii :math:`B_i`, a function of :math:`\sum_{j \ne i} H_{ij}(r_{ij})`.
     """
+
+    reaches_all: ClassVar[bool] = True
 
     descreening: Descreening
     """:math:`H`"""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -18,6 +19,8 @@ class Nonbonded(PairTerm):
 
     All fields are symmetric, (n_atoms, n_atoms), and zero on the diagonal.
     """
+
+    reaches_all: ClassVar[bool] = True
 
     charge: Tensor
     """:math:`q`, the charge product times Coulomb's constant, kJ/mol nm"""

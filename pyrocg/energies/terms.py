@@ -17,7 +17,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -119,6 +119,8 @@ class BondedTerm(Term):
 class PairTerm(Term):
     """A function of all distances."""
 
+    reaches_all: ClassVar[bool] = False  # whether NaN of any atom is NaN of this energy
+
     @abstractmethod
     def pairwise(self, pairs: Pairs) -> tuple[Tensor, Tensor]:
         """Energies (batch,) and slopes (n_atoms, n_atoms, batch), symmetric in the atoms."""
@@ -208,7 +210,7 @@ class Potential(Record):
 
     def columns(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Energies (batch,) and gradients (3, n_atoms, batch) of positions (3, n_atoms, batch)."""
-        energy = (0.0 * x).sum((0, 1))  # NaN for an atom that is nowhere, whoever looks at it
+        energy = x.new_zeros(x.shape[-1])
         parts: list[Vector] = []
         bonded = [t for t in self.terms if isinstance(t, BondedTerm)]
         for term, incidence in zip(bonded, self.incidences, strict=True):
@@ -220,6 +222,10 @@ class Potential(Record):
             pair_energy, part = self._pairwise(x)
             energy = energy + pair_energy
             parts.append(part)
+        if not any(isinstance(t, PairTerm) and t.reaches_all for t in self.terms):
+            # NaN for an atom that is nowhere, whoever looks at it; beside all pairs the sum would
+            # cost as much as they do, because it keeps the compiler from joining their loops
+            energy = energy + (0.0 * x).sum((0, 1))
         if not parts:
             return energy, torch.zeros_like(x)
         return energy, torch.stack([sum(c[1:], c[0]) for c in zip(*parts, strict=True)])
