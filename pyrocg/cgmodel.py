@@ -245,9 +245,10 @@ class CoarseGrainedModel(nn.Module):
         loadings, residual = basins.linear_gaussian(latent_dim, circular, share)
         decoder = CouplingDecoder(circular, latent_dim, len(basins), n_couplings, hidden)
         decoder.start_linear(basins.u, loadings, residual)
-        encoder = MixtureEncoder(circular, latent_dim, n_modes, hidden, len(basins))
+        reads = circular.nonzero()[:, 0] if bool(circular.any()) else None  # where z shows itself
+        encoder = MixtureEncoder(circular, latent_dim, n_modes, hidden, len(basins), reads)
         dropped = (circular[:, None] & circular).fill_diagonal_(False)  # the decoder has no others
-        encoder.start_posterior(basins.u, loadings, residual * ~dropped, columns)
+        encoder.start_posterior(basins.u, loadings, residual * ~dropped)
         partition = BasinPartition(
             basins.centres.to(dtype), columns, circular, basins.concentration.to(dtype)
         )

@@ -15,10 +15,11 @@ from pyro.distributions import TorchDistribution, constraints
 from torch import Tensor, nn
 
 from pyrocg.distributions import MixedNormal, MoebiusNormal
-from pyrocg.networks import MLP, ConstantOutput, constant_or_mlp
+from pyrocg.networks import MLP, ConstantOutput, constant_or_mlp, harmonics
 
 __all__ = ["CouplingDecoder", "GaussianDecoder"]
 
+_HARMONICS = 3  # that the couplings see of each torsion, as its potential mostly has
 _LARGEST_OMEGA = 0.999  # of the Möbius map; nearer to 1, float32 has no digits of 1 - |ω|²
 
 
@@ -108,13 +109,15 @@ class CouplingDecoder(nn.Module):
 
     .. math::
         \tau &= c_k + B_k z + m(z, k) + h_{\omega}(\sigma(z, k)\, \epsilon_\tau) \pmod{2\pi} \\
-        v &= a_k + A_k \sin(\tau - c_k) + C_k z + L_k\, f(\epsilon_v;\, \tau, z, k)
+        v &= a_k + A_k \sin(\tau - c_k) + L_k\, f(\epsilon_v;\, \tau, k)
 
     with h the Möbius map of :class:`~pyrocg.distributions.MoebiusNormal`, whose :math:`\omega` is a
     function of z and k, and f a chain of affine couplings (Dinh, Sohl-Dickstein and Bengio 2017)
-    with bounded log scales, both starting at the identity. :meth:`start_linear` sets the constants,
-    for instance to the Laplace approximation of each basin, so that training begins close to the
-    answer.
+    with bounded log scales, both starting at the identity. Each pair of couplings halves v in its
+    own fixed, random way, and is told :math:`\cos h\tau` and :math:`\sin h\tau` up to h = 3. So z
+    reaches v through the torsions only; where no coordinate is circular, z itself takes the place
+    of the torsions in both terms. :meth:`start_linear` sets the constants, for instance to the
+    Laplace approximation of each basin, so that training begins close to the answer.
 
     Args:
         circular: which coordinates are circular, shape ``(n_coordinates,)``.
@@ -156,18 +159,17 @@ class CouplingDecoder(nn.Module):
         self.register_buffer("scale_tril", torch.eye(n_real).repeat(groups, 1, 1))
         self.register_buffer("inverse_tril", torch.eye(n_real).repeat(groups, 1, 1))
         self.loadings = nn.Parameter(torch.zeros(groups, latent_dim, n_circular))
-        self.real_loadings = nn.Parameter(torch.zeros(groups, latent_dim, n_real))
         self.log_scale = nn.Parameter(torch.zeros(groups, n_circular))
-        self.slopes = nn.Parameter(torch.zeros(groups, n_circular, n_real))
+        self.slopes = nn.Parameter(torch.zeros(groups, n_circular or latent_dim, n_real))
         self.torsion_network: nn.Module = ConstantOutput(0)
         if n_circular:
             self.torsion_network = MLP(
                 latent_dim + n_components, torsion_hidden, 4 * n_circular, zero_output=True
             )
-        n_condition = 2 * n_circular + latent_dim + n_components
+        n_condition = (2 * _HARMONICS * n_circular or latent_dim) + n_components
         self.couplings = nn.ModuleList(
-            AffineCoupling(n_real, n_condition, hidden, flip=bool(i % 2))
-            for i in range(n_couplings if n_real else 0)
+            AffineCoupling(order, n_condition, hidden)
+            for order in (_orders(n_real, n_couplings) if n_real else ())
         )
 
     def forward(self, z: Tensor, component: Tensor | None = None) -> CouplingDistribution:
@@ -197,38 +199,43 @@ class CouplingDecoder(nn.Module):
         return MoebiusNormal(loc, scale, omega, validate_args=False)
 
     def condition(self, tau: Tensor, z: Tensor, k: Tensor) -> Tensor:
-        """What the couplings are told about the torsions and the latents."""
-        return torch.cat([tau.cos(), tau.sin(), z, self.one_hot(k, z.dtype)], dim=-1)
+        """What the couplings are told: the torsions, or z where there are none, and k."""
+        cause = harmonics(tau, _HARMONICS) if tau.shape[-1] else z
+        return torch.cat([cause, self.one_hot(k, z.dtype)], dim=-1)
 
     def conditional_centre(self, tau: Tensor, z: Tensor, k: Tensor) -> Tensor:
-        """Centre of the real coordinates given the torsions and z."""
-        inputs = torch.cat([(tau - self.centres[k]).sin(), z], dim=-1)
-        slopes = torch.cat([self.slopes, self.real_loadings], dim=1)
-        return self.real_centres[k] + _apply(slopes, k, inputs)
+        """Centre of the real coordinates given the torsions, or z where there are none."""
+        cause = (tau - self.centres[k]).sin() if tau.shape[-1] else z
+        return self.real_centres[k] + _apply(self.slopes, k, cause)
 
     @torch.no_grad()
     def start_linear(self, mean: Tensor, loadings: Tensor, covariance: Tensor) -> None:
-        """Start every component at a linear-Gaussian decoder, u ~ N(mean + z loadings, covariance).
+        r"""Start every component at a linear-Gaussian decoder, u ~ N(m + z W, S).
 
-        Exact but for correlations among the circular coordinates given z, which are dropped.
+        Exact where no coordinate is circular. Else so is the marginal of u, with :math:`\Sigma`
+        its covariance :math:`W^T W + S` and c, r the circular and the real coordinates,
+
+        .. math:: A = \Sigma_{cc}^{-1} \Sigma_{cr}, \quad
+                  L L^T = \Sigma_{rr} - \Sigma_{rc} \Sigma_{cc}^{-1} \Sigma_{cr},
+
+        but for correlations among the circular coordinates given z, which are dropped.
 
         Args:
-            mean: shape ``(n_components, n_coordinates)``.
-            loadings: shape ``(n_components, latent_dim, n_coordinates)``.
-            covariance: shape ``(n_components, n_coordinates, n_coordinates)``; standard
+            mean: m, shape ``(n_components, n_coordinates)``.
+            loadings: W, shape ``(n_components, latent_dim, n_coordinates)``.
+            covariance: S, shape ``(n_components, n_coordinates, n_coordinates)``; standard
                 deviations of circular coordinates at most 4 rad.
         """
         c, r = self.circular_index, self.real_index
         to = self.centres
         for k in range(len(mean)):
-            s, w = covariance[k].double(), loadings[k].double()
-            slopes = torch.linalg.solve(s[c][:, c], s[c][:, r])
-            residual = s[r][:, r] - s[r][:, c] @ slopes
+            given_z, w = covariance[k].double(), loadings[k].double()
+            s = given_z + w.T @ w if len(c) else given_z
+            slopes = torch.linalg.solve(s[c][:, c], s[c][:, r]) if len(c) else w[:, r]
+            residual = s[r][:, r] - s[r][:, c] @ slopes[: len(c)]
             self.centres[k], self.real_centres[k] = mean[k][c].to(to), mean[k][r].to(to)
-            self.loadings[k] = w[:, c].to(to)
-            self.real_loadings[k] = (w[:, r] - w[:, c] @ slopes).to(to)
-            self.log_scale[k] = 0.5 * s.diagonal()[c].log().to(to)
-            self.slopes[k] = slopes.to(to)
+            self.loadings[k], self.slopes[k] = w[:, c].to(to), slopes.to(to)
+            self.log_scale[k] = 0.5 * given_z.diagonal()[c].log().to(to)
             tril = torch.linalg.cholesky(residual)
             self.scale_tril[k], self.inverse_tril[k] = tril.to(to), torch.linalg.inv(tril).to(to)
 
@@ -237,38 +244,48 @@ class AffineCoupling(nn.Module):
     r"""One affine coupling, :math:`y_b = x_b e^{s} + m`, with s and m functions of x_a and c.
 
     The log scale is bounded by :math:`s = \tanh(\cdot)`.
+
+    Args:
+        order: a permutation of the coordinates; its first half, rounded down, is a.
+        n_condition: size of c.
+        hidden: sizes of the hidden layers.
     """
 
-    def __init__(self, n: int, n_condition: int, hidden: Sequence[int], flip: bool) -> None:
+    order: Tensor
+    back: Tensor
+
+    def __init__(self, order: Tensor, n_condition: int, hidden: Sequence[int]) -> None:
         super().__init__()
-        self.split, self.flip = (n + 1) // 2 if flip else n // 2, flip
-        n_a = n - self.split if flip else self.split
-        self.n_b = n - n_a
-        self.network = MLP(n_a + n_condition, hidden, 2 * self.n_b, zero_output=True)
-
-    def _halves(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        first, second = x[..., : self.split], x[..., self.split :]
-        return (second, first) if self.flip else (first, second)
-
-    def _join(self, a: Tensor, b: Tensor) -> Tensor:
-        return torch.cat([b, a] if self.flip else [a, b], dim=-1)
-
-    def _scale_shift(self, a: Tensor, condition: Tensor) -> tuple[Tensor, Tensor]:
-        out = self.network(torch.cat([a, condition], dim=-1))
-        log_scale, shift = out.chunk(2, dim=-1)
-        return log_scale.tanh(), shift
+        self.n_a = len(order) // 2
+        self.register_buffer("order", order)
+        self.register_buffer("back", order.argsort())
+        self.network = MLP(
+            self.n_a + n_condition, hidden, 2 * (len(order) - self.n_a), zero_output=True
+        )
 
     def forward(self, x: Tensor, condition: Tensor) -> tuple[Tensor, Tensor]:
         """Return y and log|det dy/dx|."""
-        a, b = self._halves(x)
-        log_scale, shift = self._scale_shift(a, condition)
-        return self._join(a, b * log_scale.exp() + shift), log_scale.sum(-1)
+        a, b, log_scale, shift = self._parts(x, condition)
+        y = torch.cat([a, b * log_scale.exp() + shift], dim=-1)
+        return y.index_select(-1, self.back), log_scale.sum(-1)
 
     def inverse(self, y: Tensor, condition: Tensor) -> tuple[Tensor, Tensor]:
         """Return x and log|det dy/dx| at that x."""
-        a, b = self._halves(y)
-        log_scale, shift = self._scale_shift(a, condition)
-        return self._join(a, (b - shift) * (-log_scale).exp()), log_scale.sum(-1)
+        a, b, log_scale, shift = self._parts(y, condition)
+        x = torch.cat([a, (b - shift) * (-log_scale).exp()], dim=-1)
+        return x.index_select(-1, self.back), log_scale.sum(-1)
+
+    def _parts(self, x: Tensor, condition: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        a, b = x.index_select(-1, self.order).tensor_split([self.n_a], dim=-1)
+        log_scale, shift = self.network(torch.cat([a, condition], dim=-1)).chunk(2, dim=-1)
+        return a, b, log_scale.tanh(), shift
+
+
+def _orders(n: int, n_couplings: int) -> list[Tensor]:
+    """A random permutation for each pair of couplings, the second of which has it backwards."""
+    generator = torch.Generator().manual_seed(1)
+    orders = [torch.randperm(n, generator=generator) for _ in range(0, n_couplings, 2)]
+    return [orders[i // 2].flip(0) if i % 2 else orders[i // 2] for i in range(n_couplings)]
 
 
 class CouplingDistribution(TorchDistribution):

@@ -97,7 +97,9 @@ class MixtureEncoder(nn.Module):
     .. math:: r(z|u) = \sum_j w_j(u)\, N(z \mid \mu_j(u), \sigma_j^2(u))
 
     The mean of every mode is a linear function of the features plus a network, so that it can
-    start at the exact posterior of a linear decoder (:meth:`start_posterior`).
+    start at the exact posterior of a linear decoder (:meth:`start_posterior`). Of a
+    :class:`~pyrocg.decoders.CouplingDecoder` the posterior is a function of the torsions alone;
+    that is what ``columns`` is for.
 
     Args:
         circular: which coordinates are circular, shape ``(n_coordinates,)``.
@@ -105,7 +107,10 @@ class MixtureEncoder(nn.Module):
         n_modes: number of Gaussians.
         hidden: sizes of the hidden layers.
         n_components: number of components k that the encoder is also given, one-hot.
+        columns: indices of the coordinates that it reads, default all.
     """
+
+    columns: Tensor
 
     def __init__(
         self,
@@ -114,9 +119,12 @@ class MixtureEncoder(nn.Module):
         n_modes: int = 4,
         hidden: Sequence[int] = (96, 96),
         n_components: int = 0,
+        columns: Tensor | None = None,
     ) -> None:
         super().__init__()
-        self.features = CircularFeatures(circular)
+        columns = torch.arange(len(circular)) if columns is None else columns
+        self.register_buffer("columns", columns, persistent=False)
+        self.features = CircularFeatures(circular[columns])
         self.latent_dim, self.n_modes, self.n_components = latent_dim, n_modes, n_components
         n_in = self.features.n_features + n_components
         self.network = MLP(n_in, hidden, n_modes * (2 * latent_dim + 1), zero_output=True)
@@ -129,7 +137,7 @@ class MixtureEncoder(nn.Module):
 
     def forward(self, u: Tensor, component: Tensor | None = None) -> TorchDistributionMixin:
         """Return r(z|u), or r(z|u, k) for components of shape ``(...)``."""
-        features = self.features(u)
+        features = self.features(u.index_select(-1, self.columns))
         k = u.new_zeros(u.shape[:-1], dtype=torch.long) if component is None else component
         inputs = features
         if self.n_components:
@@ -145,12 +153,10 @@ class MixtureEncoder(nn.Module):
         return dist.MixtureSameFamily(dist.Categorical(logits=logits.squeeze(-1)), modes)
 
     @torch.no_grad()
-    def start_posterior(
-        self, mean: Tensor, loadings: Tensor, covariance: Tensor, columns: Tensor
-    ) -> None:
+    def start_posterior(self, mean: Tensor, loadings: Tensor, covariance: Tensor) -> None:
         r"""Start at the posterior of z under u ~ N(mean + z loadings, covariance).
 
-        Given are the coordinates in ``columns``:
+        Given are the coordinates that the encoder reads:
 
         .. math:: P = I + W S^{-1} W^T, \quad z|u \sim N(P^{-1} W S^{-1} (u - m),\, P^{-1}),
 
@@ -161,17 +167,14 @@ class MixtureEncoder(nn.Module):
             mean: m, shape ``(n_components, n_coordinates)``.
             loadings: W, shape ``(n_components, latent_dim, n_coordinates)``.
             covariance: S, shape ``(n_components, n_coordinates, n_coordinates)``.
-            columns: the coordinates to use.
         """
-        c, r = self.features.circular_index, self.features.real_index
+        c, r, j = self.features.circular_index, self.features.real_index, self.columns
         for k in range(len(mean)):
-            s, w = covariance[k][columns][:, columns].double(), loadings[k][:, columns].double()
+            s, w = covariance[k][j][:, j].double(), loadings[k][:, j].double()
             gain = torch.linalg.solve(s, w.T).T
             precision = gain @ w.T
             precision += torch.eye(self.latent_dim, dtype=precision.dtype, device=gain.device)
-            matrix = torch.zeros_like(loadings[k], dtype=gain.dtype)
-            matrix[:, columns] = torch.linalg.solve(precision, gain)
-            m = mean[k].double()
+            matrix, m = torch.linalg.solve(precision, gain), mean[k][j].double()
             parts = [-matrix[:, c] * m[c].sin(), matrix[:, c] * m[c].cos(), matrix[:, r]]
             self.linear[k] = torch.cat(parts, dim=1).T.to(self.linear)
             self.offset[k] = -(matrix[:, r] @ m[r]).to(self.offset)

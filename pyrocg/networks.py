@@ -14,6 +14,7 @@ __all__ = [
     "CircularFeatures",
     "ConstantOutput",
     "constant_or_mlp",
+    "harmonics",
     "last_layers",
     "with_state",
 ]
@@ -87,6 +88,24 @@ class CircularFeatures(nn.Module):
         angles = u.index_select(-1, self.circular_index)
         reals = u.index_select(-1, self.real_index)
         return torch.cat([angles.cos(), angles.sin(), reals], dim=-1)
+
+
+def harmonics(angles: Tensor, order: int) -> Tensor:
+    r"""Cosine and sine of :math:`h\, \tau` for h from 1 to an order.
+
+    Args:
+        angles: :math:`\tau` in rad, shape ``(..., n)``.
+        order: the highest h, at least 1.
+
+    Returns:
+        Shape ``(..., 2 * order * n)``.
+
+    Example:
+        >>> harmonics(torch.zeros(1), 2).tolist()
+        [1.0, 0.0, 1.0, 0.0]
+    """
+    multiples = [h * angles for h in range(1, order + 1)]
+    return torch.cat([part for m in multiples for part in (m.cos(), m.sin())], dim=-1)
 
 
 class ConstantOutput(nn.Module):

@@ -78,7 +78,7 @@ def test_start_posterior_is_exact_for_a_linear_decoder():
     mean, loadings, covariance = linear_decoder(latent_dim=1)
     real = torch.zeros(5, dtype=torch.bool)
     encoder = MixtureEncoder(real, 1, n_modes=1, hidden=(8,), n_components=2).double()
-    encoder.start_posterior(mean, loadings, covariance, torch.arange(5))
+    encoder.start_posterior(mean, loadings, covariance)
     u, z = torch.randn(20, 5, dtype=F64), torch.randn(20, 1, dtype=F64)
     for k in range(2):
         centre, spread = exact_posterior(u, mean[k], loadings[k], covariance[k])
@@ -91,7 +91,7 @@ def test_start_posterior_has_the_exact_mean_and_variances_in_more_dimensions():
     mean, loadings, covariance = linear_decoder(latent_dim=3)
     real = torch.zeros(5, dtype=torch.bool)
     encoder = MixtureEncoder(real, 3, n_modes=1, hidden=(8,), n_components=2).double()
-    encoder.start_posterior(mean, loadings, covariance, torch.arange(5))
+    encoder.start_posterior(mean, loadings, covariance)
     u = torch.randn(7, 5, dtype=F64)
     centre, spread = exact_posterior(u, mean[1], loadings[1], covariance[1])
     d = encoder(u, torch.ones(7, dtype=torch.long))
@@ -99,11 +99,11 @@ def test_start_posterior_has_the_exact_mean_and_variances_in_more_dimensions():
     torch.testing.assert_close(d.variance, spread.diagonal().expand(7, 3))
 
 
-def test_start_posterior_uses_its_columns_only():
+def test_encoder_reads_its_columns_only():
     mean, loadings, covariance = linear_decoder(latent_dim=1)
     columns = torch.tensor([0, 3])
-    encoder = MixtureEncoder(torch.zeros(5, dtype=torch.bool), 1, 1, (8,), 2).double()
-    encoder.start_posterior(mean, loadings, covariance, columns)
+    encoder = MixtureEncoder(torch.zeros(5, dtype=torch.bool), 1, 1, (8,), 2, columns).double()
+    encoder.start_posterior(mean, loadings, covariance)
     u = torch.randn(6, 5, dtype=F64)
     block = covariance[0][columns][:, columns]
     centre, _ = exact_posterior(u[:, columns], mean[0, columns], loadings[0][:, columns], block)
@@ -113,7 +113,7 @@ def test_start_posterior_uses_its_columns_only():
 def test_start_posterior_is_exact_near_the_mean_where_circular():
     mean, loadings, covariance = linear_decoder(latent_dim=1, n=3)
     encoder = MixtureEncoder(CIRCULAR, 1, 1, (8,), 2).double()
-    encoder.start_posterior(mean, loadings, covariance, torch.arange(3))
+    encoder.start_posterior(mean, loadings, covariance)
     u = mean[0] + 1e-4 * torch.randn(6, 3, dtype=F64)
     centre, _ = exact_posterior(u, mean[0], loadings[0], covariance[0])
     found = encoder(u + 2 * math.pi * CIRCULAR.double(), torch.zeros(6, dtype=torch.long)).mean

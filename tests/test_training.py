@@ -364,7 +364,7 @@ def test_z_collapse_of_a_mixture_latent_is_seen_though_its_components_are_told_a
     )
     assert cg.sample(500).latent_log_ratio.mean() > 0.1
     encoder = cg.encoder.encoder
-    for connection in (cg.decoder.real_loadings, encoder.linear, encoder.offset, encoder.log_scale):
+    for connection in (cg.decoder.slopes, encoder.linear, encoder.offset, encoder.log_scale):
         torch.nn.init.zeros_(connection)
     torch.nn.init.zeros_(encoder.mode_shift)
     assert cg.sample(500).latent_log_ratio.abs().max() < 1e-5
