@@ -174,19 +174,31 @@ def command(arguments: list[str]) -> str:
 
 
 def surfaces(options: argparse.Namespace) -> None:
-    known = np.load(reference_file(options.forcefield).with_suffix(".npz"))["density"]
-    found = {}
+    known = np.load(reference_file(options.forcefield).with_suffix(".npz"))
+    known = known["phi_psi_probability"]
+    found, effective = {}, {}
     for seed in options.seeds:
         model = load(trained(options, seed))
-        found[seed], effective = surface(model, options.surface, seed)
+        found[seed], effective[seed] = surface(model, options.surface, seed)
         distance = pyrocg.total_variation(found[seed], known)
         print(
-            f"seed {seed}: ESS {100 * effective:.1f} % of {options.surface} samples, total "
+            f"seed {seed}: effective samples {effective[seed]:.3g} of {options.surface}, total "
             f"variation from the reference {distance:.4f}",
             flush=True,
         )
     for (a, p), (b, q) in itertools.combinations(found.items(), 2):
-        print(f"seeds {a} and {b}: total variation {pyrocg.total_variation(p, q):.4f}")
+        noise = finite_sample_distance(
+            0.5 * (p / p.sum() + q / q.sum()), effective[a], effective[b]
+        )
+        print(
+            f"seeds {a} and {b}: total variation {pyrocg.total_variation(p, q):.4f}, "
+            f"{noise:.4f} by finite samples alone"
+        )
+
+
+def finite_sample_distance(p: np.ndarray, first: float, second: float) -> float:
+    """Mean total variation of two histograms of independent samples of the same density."""
+    return float(np.sqrt(p * (1 / first + 1 / second) / (2 * math.pi)).sum())
 
 
 def load(path: Path) -> CoarseGrainedModel:
@@ -203,7 +215,7 @@ def load(path: Path) -> CoarseGrainedModel:
 def surface(
     model: CoarseGrainedModel, n: int, seed: int, batch: int = 5000
 ) -> tuple[np.ndarray, float]:
-    """The weighted histogram of (phi, psi), and the effective sample size as a fraction."""
+    """The weighted histogram of (phi, psi), and the effective number of samples."""
     molecule = pyrocg.alanine_dipeptide()
     angles = [observables.phi(molecule), observables.psi(molecule)]
     edges = np.linspace(-math.pi, math.pi, BINS + 1)
@@ -217,7 +229,7 @@ def surface(
         x = samples.x.numpy()
         counts += np.histogram2d(*(a(x) for a in angles), bins=(edges, edges), weights=w)[0]
         total, squares = total + w.sum(), squares + (w**2).sum()
-    return counts, total**2 / squares / (batch * math.ceil(n / batch))
+    return counts, total**2 / squares
 
 
 # What the same energy calls buy by dynamics

@@ -6,7 +6,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -24,6 +24,8 @@ Potential: TypeAlias = Callable[[Tensor], Tensor]
 """From u (n, n_coordinates) to nats (n,), differentiable."""
 
 _FLATTEST = 0.05  # smallest curvature, in nats per squared unit of u, that a component may have
+_FEW_COLUMNS = 3  # so many can be filled by starts
+_SMALL_RISE = 1e-3  # of log Z, with which the search ends
 _CONVERGED = 0.01  # nats that the next Newton step promises below what is taken for a minimum
 
 
@@ -112,7 +114,7 @@ def find_basins(
     max_free_energy: float = 12.0,
     cover: float | None = 0.9,
     max_energy: float = 9.0,
-    max_basins: int = 32,
+    max_basins: int = 256,
     concentration: float = 12.0,
     seed: int = 0,
     progress: bool = False,
@@ -123,28 +125,37 @@ def find_basins(
     column is circular, a normal distribution of standard deviation ``spread`` elsewhere), the other
     coordinates start at their reference. All are minimised together with Adam, on an energy capped
     against overlaps, merged, and polished with Newton steps: these minima are the first centres.
-    With ``cover``, further centres fill the gaps between them: the starts are minimised again with
-    their columns held fixed, and of those within ``max_energy`` of the lowest minimum the farthest
-    from all centres becomes the next centre, until none is farther than ``cover``. So passes and
-    flanks have components of their own too, trained with the same share of the samples.
 
-    With more than three columns, or one that is not circular, there is no filling and the minima
-    are the only centres (``n_minima`` is then their number): give the three ``columns`` that
-    matter most to have them covered.
+    With up to three columns, all circular, and ``cover``, further centres fill the gaps between
+    them: the starts are minimised again with their columns held fixed, and of those within
+    ``max_energy`` of the lowest minimum the farthest from all centres becomes the next centre,
+    until none is farther than ``cover``. So passes and flanks have components of their own too,
+    trained with the same share of the samples.
+
+    With more columns the starts cannot fill the space. Minima are recombined in its place: each
+    further start takes every column from one of two minima, which are drawn by the square roots of
+    their weights. Rounds of as many starts follow each other until one raises the log Z of all
+    minima, by Laplace estimate, by less than 0.001. With ``cover`` and circular columns their
+    flanks become centres too: points in which one column of a minimum is turned anywhere,
+    minimised with all columns held fixed. Their weight is that of the minimum times
+    :math:`e^{-\Delta V}`; the heaviest first, those farther than ``cover`` from all centres are
+    added. Of all centres the ``max_basins`` heaviest stay.
 
     Args:
         target: the density.
         coordinates: reduced coordinates of its configurations.
         columns: indices of the coordinates that tell basins apart; default
             :attr:`Coordinates.rotatable`, or every coordinate if there is none.
-        starts: how many, or the starts themselves, shape ``(n_starts, n_coordinates)``.
+        starts: how many in each round, or those of the first round, shape
+            ``(n_starts, n_coordinates)``.
         spread: of the starts in columns that are not circular.
         steps: Adam steps of each minimisation; each costs one energy call per start.
         separation: minima whose columns all agree within this (rad, or units of u) are one.
         max_free_energy: minima this many nats above the best by Laplace estimate are left out.
         cover: largest distance in rad of a populated point from a centre; None for minima alone.
-            Used only if the columns are at most three and all circular.
-        max_energy: a point is populated if V there is at most so many nats above the lowest.
+            Used only if the columns are all circular.
+        max_energy: a point is populated if V there is at most so many nats above the lowest; a
+            flank if it is so many nats lighter than the heaviest minimum.
         max_basins: at most so many minima, and centres in all; it warns of what that leaves out.
         concentration: of the partition in circular columns, see
             :class:`~pyrocg.encoders.BasinPartition`; in others one over the minima's mean variance.
@@ -154,54 +165,34 @@ def find_basins(
     Raises:
         ValueError: no minimum was found.
     """
-    energy, circular = target.energy.exact, coordinates.circular
-    calls = energy.calls
-    if columns is None:
-        columns = coordinates.rotatable
-        if len(columns) == 0:
-            columns = torch.arange(coordinates.n_coordinates, device=circular.device)
+    calls, columns = target.energy.exact.calls, _columns(coordinates, columns)
     if isinstance(starts, int):
         starts = _starts(coordinates, columns, starts, spread, seed)
-    tamed, exact = _tamed(target, coordinates), _potential(target.exact, coordinates)
-    relaxed = _descend(tamed, starts.double(), steps, _Bar("relaxing", progress))
-    minima, covariances = _minima(
-        exact,
-        relaxed,
-        columns,
-        circular,
-        separation,
-        max_free_energy,
-        max_basins,
-        _Bar("minima", progress),
-    )
-    points = minima
-    if cover is not None and len(columns) <= 3 and bool(circular[columns].all()):
-        held = _descend(tamed, starts.double(), steps, _Bar("covering", progress), fixed=columns)
-        populated = held[_values(exact, held) < _values(exact, minima).min() + max_energy]
-        points = _fill(minima, populated, columns, cover, max_basins)
-    width = covariances.diagonal(dim1=-2, dim2=-1)[:, columns].mean(0)
-    kappa = torch.where(circular[columns], concentration, 1.0 / width)
-    centres = points[:, columns]
-    partition = BasinPartition(centres, columns, circular, kappa)
-    parts = []
-    for k, point in enumerate(_Bar("components", progress)(points)):
-        component = _component(exact, partition, k)
-        u, hessian = _newton(component, point)
-        values, vectors = torch.linalg.eigh(hessian)
-        covariance = (vectors / values.clamp(min=_FLATTEST)) @ vectors.mT
-        u = torch.where(circular, wrap(u), u)
-        parts.append((u, _values(component, u.unsqueeze(0))[0], covariance))
-    minimum, value, covariance = (torch.stack(part) for part in zip(*parts, strict=True))
-    return Basins(
-        u=minimum,
-        value=value,
-        covariance=covariance,
-        columns=columns,
-        centres=centres,
-        concentration=kappa,
-        n_minima=len(minima),
-        energy_calls=energy.calls - calls,
-    )
+    starts = starts.double()
+    search = _Search(target, coordinates, columns, separation, steps, progress)
+    search.from_starts(starts)
+    few, all_circular = len(columns) <= _FEW_COLUMNS, bool(coordinates.circular[columns].all())
+    if not few:
+        search.recombine(len(starts), seed)
+    minima = search.best(max_free_energy)
+    flanks = _Points(minima.u[:0], minima.log_z[:0])
+    if not few and cover is not None and all_circular:
+        flanks = search.flanks(minima, 8 * len(starts), cover, max_energy, seed)
+    minima, flanks = _heaviest(minima, flanks, max_basins)
+    points = torch.cat([minima.u, flanks.u])
+    if few and cover is not None and all_circular:
+        points = search.fill(minima.u, starts, cover, max_energy, max_basins)
+    partition = search.partition(points, minima.u, concentration)
+    if len(flanks.u):
+        points = search.settle(points, partition)
+    return search.components(points, partition, len(minima.u), calls)
+
+
+def _columns(coordinates: Coordinates, columns: Tensor | None) -> Tensor:
+    columns = coordinates.rotatable if columns is None else columns
+    if len(columns) == 0:
+        return torch.arange(coordinates.n_coordinates, device=coordinates.circular.device)
+    return columns
 
 
 @dataclass(frozen=True)
@@ -294,47 +285,186 @@ def _hessian(potential: Potential, u: Tensor) -> Tensor:
     return 0.5 * (hessian + hessian.mT)
 
 
-def _minima(
-    potential: Potential,
-    u: Tensor,
-    columns: Tensor,
-    circular: Tensor,
-    separation: float,
-    max_free_energy: float,
-    max_basins: int,
-    bar: _Bar,
-) -> tuple[Tensor, Tensor]:
-    """The distinct minima among relaxed starts, most populated first, and their covariances."""
-    value = _values(potential, u)
-    sorted_u = u[value.isfinite()][value[value.isfinite()].argsort()]
-    found: list[tuple[Tensor, Tensor]] = []
-    log_z: list[float] = []
-    for candidate in bar(_distinct(sorted_u, columns, circular, separation)):
-        minimum, hessian = _newton(potential, candidate)
-        known = torch.stack([m for m, _ in found]) if found else minimum.new_zeros(0, len(minimum))
-        if _is_minimum(potential, minimum, hessian):
-            if bool(_near(minimum, known, columns, circular, separation).any()):
-                continue
-            minimum = torch.where(circular, wrap(minimum), minimum)
-            found.append((minimum, torch.linalg.inv(hessian)))
-            height = float(_values(potential, minimum.unsqueeze(0))[0])
-            log_z.append(-height - 0.5 * float(torch.logdet(hessian)))
-    if not found:
-        raise ValueError(
-            f"expected minima from {len(u)} starts, got none; give more steps or better starts"
+class _Points(NamedTuple):
+    """Points (n, n_coordinates) with the log weight of each."""
+
+    u: Tensor
+    log_z: Tensor
+
+
+class _Search:
+    """The distinct minima of a target that are known so far, and what is made of them."""
+
+    def __init__(
+        self,
+        target: BoltzmannTarget,
+        coordinates: Coordinates,
+        columns: Tensor,
+        separation: float,
+        steps: int,
+        progress: bool,
+    ) -> None:
+        self.energy = target.energy.exact
+        self.tamed = _tamed(target, coordinates)
+        self.exact = _potential(target.exact, coordinates)
+        self.columns, self.circular = columns, coordinates.circular
+        self.separation, self.steps, self.progress = separation, steps, progress
+        self.u: list[Tensor] = []
+        self.log_z: list[Tensor] = []
+        self.n_starts = 0
+
+    def from_starts(self, starts: Tensor) -> None:
+        """Minimise from every start and add the minima that are new."""
+        self.n_starts += len(starts)
+        u = _descend(self.tamed, starts, self.steps, _Bar("relaxing", self.progress))
+        value = _values(self.exact, u)
+        sorted_u = u[value.isfinite()][value[value.isfinite()].argsort()]
+        for candidate in _Bar("minima", self.progress)(self._new(sorted_u)):
+            minimum, hessian = _newton(self.exact, candidate)
+            if _is_minimum(self.exact, minimum, hessian) and len(self._new(minimum.unsqueeze(0))):
+                self.u.append(torch.where(self.circular, wrap(minimum), minimum))
+                height = _values(self.exact, self.u[-1].unsqueeze(0))[0]
+                self.log_z.append(-height - 0.5 * torch.logdet(hessian))
+
+    def recombine(self, n: int, seed: int) -> None:
+        """Minimise from new combinations of the minima's columns, until no round finds much."""
+        generator = torch.Generator().manual_seed(seed)
+        risen = math.inf
+        while self.u and risen > _SMALL_RISE:
+            known = torch.stack(self.log_z)
+            parents = torch.softmax(0.5 * known, 0).cpu()
+            first, second = (
+                torch.stack(self.u)[parents.multinomial(8 * n, True, generator=generator)]
+                for _ in range(2)
+            )
+            mask = torch.rand(8 * n, len(self.columns), generator=generator) < 0.5
+            starts = first.clone()
+            starts[:, self.columns] = torch.where(
+                mask.to(first.device), first[:, self.columns], second[:, self.columns]
+            )
+            starts = self._new(starts)[:n]
+            if not len(starts):
+                break
+            self.from_starts(starts)
+            risen = float(torch.stack(self.log_z).logsumexp(0) - known.logsumexp(0))
+
+    def _new(self, u: Tensor) -> Tensor:
+        """The first of each group of agreeing rows, without those that agree with a minimum."""
+        kept = torch.stack(self.u) if self.u else u[:0]
+        n = len(kept)
+        for row in u:
+            difference = torch.where(self.circular, wrap(row - kept), row - kept)
+            if not bool((difference[:, self.columns].abs() < self.separation).all(-1).any()):
+                kept = torch.cat([kept, row.unsqueeze(0)])
+        return kept[n:]
+
+    def best(self, max_free_energy: float) -> _Points:
+        """The most populated minima, in that order."""
+        if not self.u:
+            raise ValueError(
+                f"expected minima from {self.n_starts} starts, got none; give more steps or "
+                "better starts"
+            )
+        log_z, order = torch.stack(self.log_z).sort(descending=True)
+        n = int((log_z > log_z[0] - max_free_energy).sum())
+        return _Points(torch.stack(self.u)[order[:n]], log_z[:n])
+
+    def flanks(
+        self, minima: _Points, n: int, cover: float, max_energy: float, seed: int
+    ) -> _Points:
+        """Points beside the minima, farther than ``cover`` from them and each other, by weight."""
+        generator = torch.Generator().manual_seed(seed)
+        weights = torch.softmax(0.5 * minima.log_z, 0).cpu()
+        parent = weights.multinomial(n, True, generator=generator).to(minima.u.device)
+        turned = torch.randint(len(self.columns), (n,), generator=generator)
+        angle = math.pi * (2 * torch.rand(n, generator=generator, dtype=torch.float64) - 1)
+        starts = minima.u[parent]
+        starts[torch.arange(n), self.columns.cpu()[turned]] = angle.to(starts)
+        held = self._held(starts)
+        heights = _values(self.exact, minima.u)[parent] - _values(self.exact, held)
+        log_z = (minima.log_z[parent] + heights).nan_to_num(-math.inf)
+        known, kept = minima.u[:, self.columns], []
+        for k in log_z.argsort(descending=True).tolist():
+            place = held[k, self.columns]
+            if log_z[k] < minima.log_z[0] - max_energy:
+                break
+            if float(wrap(place - known).norm(dim=-1).min()) > cover:
+                known = torch.cat([known, place.unsqueeze(0)])
+                kept.append(k)
+        chosen = torch.tensor(kept, dtype=torch.long, device=held.device)
+        return _Points(held[chosen], log_z[chosen])
+
+    def fill(
+        self, minima: Tensor, starts: Tensor, cover: float, max_energy: float, most: int
+    ) -> Tensor:
+        """The minima, and points that fill the gaps between them."""
+        held = self._held(starts)
+        populated = _values(self.exact, held) < _values(self.exact, minima).min() + max_energy
+        return _fill(minima, held[populated], self.columns, cover, most)
+
+    def _held(self, starts: Tensor) -> Tensor:
+        """Minimise with all columns held fixed."""
+        bar = _Bar("covering", self.progress)
+        return _descend(self.tamed, starts, self.steps, bar, fixed=self.columns)
+
+    def partition(self, points: Tensor, minima: Tensor, concentration: float) -> BasinPartition:
+        """The partition around the points."""
+        circular = self.circular[self.columns]
+        kappa = torch.full_like(points[0, self.columns], concentration)
+        if not bool(circular.all()):
+            inverses = [torch.linalg.inv(_hessian(self.exact, u)).diagonal() for u in minima]
+            kappa = torch.where(
+                circular, kappa, 1.0 / torch.stack(inverses)[:, self.columns].mean(0)
+            )
+        return BasinPartition(points[:, self.columns], self.columns, self.circular, kappa)
+
+    def settle(self, points: Tensor, partition: BasinPartition) -> Tensor:
+        """Minimise every point in the potential of its own component, all together."""
+
+        def potential(u: Tensor) -> Tensor:
+            return self.tamed(u) - torch.log_softmax(partition(u).logits, -1).diagonal()
+
+        return _descend(potential, points, self.steps, _Bar("settling", self.progress))
+
+    def components(
+        self, points: Tensor, partition: BasinPartition, n_minima: int, calls: int
+    ) -> Basins:
+        """The Laplace approximation of every component."""
+        parts = []
+        for k, point in enumerate(_Bar("components", self.progress)(points)):
+            component = _component(self.exact, partition, k)
+            u, hessian = _newton(component, point)
+            values, vectors = torch.linalg.eigh(hessian)
+            covariance = (vectors / values.clamp(min=_FLATTEST)) @ vectors.mT
+            u = torch.where(self.circular, wrap(u), u)
+            parts.append((u, _values(component, u.unsqueeze(0))[0], covariance))
+        minimum, value, covariance = (torch.stack(part) for part in zip(*parts, strict=True))
+        return Basins(
+            u=minimum,
+            value=value,
+            covariance=covariance,
+            columns=self.columns,
+            centres=partition.centres,
+            concentration=partition.concentration,
+            n_minima=n_minima,
+            energy_calls=self.energy.calls - calls,
         )
-    order = torch.tensor(log_z).argsort(descending=True).tolist()
-    order = [k for k in order if log_z[k] > max(log_z) - max_free_energy]
-    if len(order) > max_basins:
-        lost = max(log_z) - log_z[order[max_basins]]
+
+
+def _heaviest(minima: _Points, flanks: _Points, most: int) -> tuple[_Points, _Points]:
+    """The heaviest of minima and flanks together; a warning says what minima are left out."""
+    lightest = torch.cat([minima.log_z, flanks.log_z]).sort(descending=True).values[:most][-1]
+    n, n_flanks = int((minima.log_z >= lightest).sum()), int((flanks.log_z >= lightest).sum())
+    if n < len(minima.u):
+        lost = 1.0 - float(torch.softmax(minima.log_z, 0)[:n].sum())
         warnings.warn(
-            f"{len(order) - max_basins} of {len(order)} minima were left out, the best of them "
-            f"{lost:.1f} nats above the lowest: max_basins is {max_basins}; raise it, or lower "
-            "max_free_energy",
+            f"{len(minima.u) - n} of {len(minima.u)} minima were left out, the best of them "
+            f"{float(minima.log_z[0] - minima.log_z[n]):.1f} nats above the lowest, with "
+            f"{100 * lost:.2g} % of the weight by Laplace estimate: max_basins is {most}; "
+            "raise it, or lower max_free_energy",
             stacklevel=3,
         )
-        order = order[:max_basins]
-    return torch.stack([found[k][0] for k in order]), torch.stack([found[k][1] for k in order])
+    return _Points(*(x[:n] for x in minima)), _Points(*(x[:n_flanks] for x in flanks))
 
 
 def _is_minimum(potential: Potential, u: Tensor, hessian: Tensor) -> bool:
@@ -346,23 +476,6 @@ def _is_minimum(potential: Potential, u: Tensor, hessian: Tensor) -> bool:
         return False
     gradient = _gradient(potential, u.unsqueeze(0))[0]
     return float(0.5 * gradient @ torch.linalg.solve(hessian, gradient)) < _CONVERGED
-
-
-def _near(
-    u: Tensor, others: Tensor, columns: Tensor, circular: Tensor, separation: float
-) -> Tensor:
-    """Which of others (m, n_coordinates) agree with u (n_coordinates) in all columns."""
-    difference = torch.where(circular, wrap(u - others), u - others)[:, columns]
-    return (difference.abs() < separation).all(-1)
-
-
-def _distinct(u: Tensor, columns: Tensor, circular: Tensor, separation: float) -> Tensor:
-    """The first of each group of agreeing rows."""
-    kept = u[:1]
-    for candidate in u[1:]:
-        if not bool(_near(candidate, kept, columns, circular, separation).any()):
-            kept = torch.cat([kept, candidate.unsqueeze(0)])
-    return kept
 
 
 def _fill(points: Tensor, candidates: Tensor, columns: Tensor, cover: float, most: int) -> Tensor:

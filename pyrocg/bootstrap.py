@@ -1,7 +1,8 @@
-"""The Bayesian bootstrap of weighted samples in groups: draws of sums, means and quantiles."""
+"""The Bayesian bootstrap of weighted samples in strata: draws of sums, means and quantiles."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -9,17 +10,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pyrocg.weights import tail_mean_draws, tail_size
+
 __all__ = [
     "Bootstrap",
     "Replicates",
+    "Tail",
     "bootstrap_factors",
     "equal_tailed",
+    "heavy_tails",
     "highest_density",
+    "merged_strata",
     "random_stream",
     "weighted_quantiles",
 ]
 
 _CHUNK = 2**22  # numbers drawn at a time
+_LEAST = 25  # samples of a stratum: its variance is not known from fewer
 
 
 def random_stream(seed: int, number: int) -> torch.Generator:
@@ -87,6 +94,91 @@ class Replicates:
 
 
 @dataclass(frozen=True)
+class Tail:
+    """The samples of a component with the largest weights, and draws of their mean weight.
+
+    Attributes:
+        index: of the samples, shape ``(m,)``.
+        means: shape ``(n_draws,)``.
+    """
+
+    index: Tensor
+    means: Tensor
+
+
+def heavy_tails(weights: Tensor, component: Tensor, n_draws: int, seed: int) -> tuple[Tail, ...]:
+    r"""Return the tails of the weights of every component that has enough samples.
+
+    Few samples miss the largest weights of a heavy tail, and with them most of the variance. So
+    the excess over a threshold is taken as generalised Pareto with unknown parameters, see
+    :func:`pyrocg.weights.tail_mean_draws`. The mean of such draws lies above that of the samples by
+    a factor r. Of K tails it is made :math:`r^{1/\sqrt K}`, so that, compared with the error of
+    their sum, all together move it no further than one tail would.
+
+    Args:
+        weights: :math:`w_i \ge 0`, shape ``(n,)``.
+        component: of every sample, shape ``(n,)``, from 0.
+        n_draws: number of draws.
+        seed: of the draws.
+
+    Example:
+        >>> import torch
+        >>> w = torch.linspace(-2.0, 2.0, 400).exp()
+        >>> (tail,) = heavy_tails(w, torch.zeros(400, dtype=torch.long), 500, seed=0)
+        >>> len(tail.index), tail.means.shape
+        (60, torch.Size([500]))
+    """
+    generator, found = random_stream(seed, 2), []  # 0: the bootstrap, 1: the spread of groups
+    for k in component.unique():
+        own = torch.nonzero(component == k)[:, 0]
+        w, order = weights.double()[own].sort()
+        if len(own) < _LEAST:
+            continue
+        size = tail_size(len(own))
+        threshold, top = w[-size - 1], w[-size:]
+        excess = (top - threshold)[top > threshold]
+        if len(excess) < 2 or float(excess.max() - excess.min()) < 1e-10 * float(top[-1]):
+            continue
+        means = threshold + tail_mean_draws(excess, n_draws, generator)
+        found.append((own[order[-size:]], means, float(top.mean() / means.mean())))
+    kept = 1 - 1 / math.sqrt(max(len(found), 1))
+    return tuple(Tail(index, means * ratio**kept) for index, means, ratio in found)
+
+
+def merged_strata(group: Tensor, component: Tensor) -> Tensor:
+    """Return a number for each group and component; small components of a group share one.
+
+    Components of fewer than 25 samples share a stratum that has at least as many, if the group has:
+    there, which component a sample is of counts as random.
+
+    Args:
+        group: of every sample, shape ``(n,)``.
+        component: likewise, from 0.
+
+    Returns:
+        Shape ``(n,)``, from 0.
+
+    Example:
+        >>> import torch
+        >>> component = torch.tensor([0] * 40 + [1] * 30 + [2] * 5)
+        >>> torch.bincount(merged_strata(torch.zeros(75, dtype=torch.long), component)).tolist()
+        [40, 35]
+    """
+    n_components = int(component.max()) + 1
+    cells, cell, sizes = (group * n_components + component).unique(
+        return_inverse=True, return_counts=True
+    )
+    number = torch.arange(len(cells))
+    for g in (cells // n_components).unique():
+        own = torch.nonzero(cells // n_components == g)[:, 0]
+        own = own[sizes[own].argsort()]
+        before = sizes[own].cumsum(0) - sizes[own]
+        joined = own[((sizes[own] < _LEAST) | (before > 0)) & (before < _LEAST)]
+        number[joined] = joined.min() if len(joined) else 0
+    return number[cell].unique(return_inverse=True)[1]
+
+
+@dataclass(frozen=True)
 class Bootstrap:
     r"""The Bayesian bootstrap of weighted samples in groups, for instance one for each decoder.
 
@@ -95,6 +187,11 @@ class Bootstrap:
         group: of every sample, shape ``(n,)``, in ascending order from 0.
         n_draws: number of draws.
         seed: of the draws.
+        stratum: of every sample, shape ``(n,)``, from 0, within its group: samples whose number was
+            fixed. Default: the group.
+        tails: of the weights, with n_draws draws each or more.
+        component: of every sample, shape ``(n,)``, from 0; needed with ``shares``.
+        shares: draws of a factor for each component, shape ``(n_draws or more, n_components)``.
 
     Example:
         >>> import torch
@@ -108,6 +205,28 @@ class Bootstrap:
     group: Tensor
     n_draws: int
     seed: int
+    stratum: Tensor | None = None
+    tails: tuple[Tail, ...] = ()
+    component: Tensor | None = None
+    shares: Tensor | None = None
+
+    @property
+    def strata(self) -> Tensor:
+        """Stratum of every sample, shape ``(n,)``."""
+        return self.group if self.stratum is None else self.stratum
+
+    def relative_totals(self, component: Tensor) -> Tensor:
+        """Draws of each component's weight over the observed one, ``(n_draws, n_components)``."""
+        size = int(component.max()) + 1
+        weights = self.weights.double()
+
+        def total(g: Tensor) -> Tensor:
+            found = torch.zeros(len(g), size, dtype=g.dtype)
+            return found.index_add_(1, component, g * weights)[:, None]
+
+        found = self._replicates(total)
+        known = found.observed > 0
+        return torch.where(known, found.draws / found.observed, 1.0)[:, 0]
 
     def sums(self, columns: Tensor) -> Replicates:
         r"""Weighted sums :math:`\sum_i g_i w_i f_i` of each group, for f of shape ``(n, m)``."""
@@ -159,8 +278,23 @@ class Bootstrap:
     def _replicates(self, total: Callable[[Tensor], Tensor]) -> Replicates:
         """A statistic of the samples as they are, and of every draw of factors."""
         observed = total(torch.ones(1, len(self.weights), dtype=torch.float64))[0]
-        factors = bootstrap_factors(self.group, self.n_draws, self.seed)
-        return Replicates(observed, torch.cat([total(g) for g in factors]))
+        draws, start = [], 0
+        for factors in bootstrap_factors(self.strata, self.n_draws, self.seed):
+            rows = slice(start, start + len(factors))
+            draws.append(total(self._adjusted(factors, rows)))
+            start = rows.stop
+        return Replicates(observed, torch.cat(draws))
+
+    def _adjusted(self, factors: Tensor, rows: slice) -> Tensor:
+        """Factors that give tails their drawn means and components their drawn shares."""
+        weights = self.weights.double()
+        for tail in self.tails:
+            own = factors[:, tail.index]
+            mean = own @ weights[tail.index] / own.sum(1)
+            factors[:, tail.index] = own * (tail.means[rows] / mean)[:, None]
+        if self.shares is not None and self.component is not None:
+            factors = factors * self.shares[rows][:, self.component]
+        return factors
 
 
 def weighted_quantiles(weights: Tensor, values: Tensor, probs: Tensor) -> Tensor:

@@ -38,6 +38,7 @@ from pyrocg.basins import Basins, find_basins
 from pyrocg.coordinates import Coordinates
 from pyrocg.decoders import CouplingDecoder
 from pyrocg.encoders import BasinPartition, MixtureEncoder, PartitionEncoder
+from pyrocg.networks import CircularFeatures
 from pyrocg.priors import PriorProgram, StandardNormalPrior, StratifiedPrior, as_prior
 from pyrocg.target import BoltzmannTarget
 from pyrocg.weights import log_mean_exp
@@ -230,6 +231,11 @@ class CoarseGrainedModel(nn.Module):
         :class:`~pyrocg.decoders.CouplingDecoder` and :class:`~pyrocg.encoders.PartitionEncoder`,
         all started at the Laplace approximation of the basins.
 
+        Where more than three columns tell the basins apart there are many components. Then the
+        networks are told of a component by the place of its centre, instead of one-hot, so that
+        neighbours learn from each other; and the torsions among the columns are drawn one after
+        another, each knowing those before, so that z need not explain all their correlations.
+
         Args:
             target: the Boltzmann density.
             coordinates: reduced coordinates of the same molecule.
@@ -243,11 +249,18 @@ class CoarseGrainedModel(nn.Module):
         basins = basins or find_basins(target, coordinates)
         circular, columns, dtype = coordinates.circular, basins.columns, coordinates.origin.dtype
         loadings, residual = basins.linear_gaussian(latent_dim, circular, share)
-        decoder = CouplingDecoder(circular, latent_dim, len(basins), n_couplings, hidden)
+        labels, chain = None, columns[:0]
+        if len(columns) > 3:
+            labels = CircularFeatures(circular[columns])(basins.centres.to(dtype))
+            chain = columns[circular[columns]]
+        decoder = CouplingDecoder(
+            circular, latent_dim, len(basins), n_couplings, hidden, labels=labels, chain=chain
+        )
         decoder.start_linear(basins.u, loadings, residual)
         reads = circular.nonzero()[:, 0] if bool(circular.any()) else None  # where z shows itself
-        encoder = MixtureEncoder(circular, latent_dim, n_modes, hidden, len(basins), reads)
-        dropped = (circular[:, None] & circular).fill_diagonal_(False)  # the decoder has no others
+        encoder = MixtureEncoder(circular, latent_dim, n_modes, hidden, len(basins), reads, labels)
+        at_once = circular.index_fill(0, chain, False)
+        dropped = (at_once[:, None] & at_once).fill_diagonal_(False)  # the decoder has no others
         encoder.start_posterior(basins.u, loadings, residual * ~dropped)
         partition = BasinPartition(
             basins.centres.to(dtype), columns, circular, basins.concentration.to(dtype)

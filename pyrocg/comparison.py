@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
@@ -16,6 +15,7 @@ from tqdm.auto import tqdm
 
 from pyrocg.averages import Average, average
 from pyrocg.cgmodel import CoarseGrainedModel
+from pyrocg.conditions import at_target, seeded
 from pyrocg.observables import Observable
 from pyrocg.reference import Reference
 from pyrocg.scoring import score
@@ -153,7 +153,11 @@ def compare(
         )
     kept = _kept(reference, inside)
     some = np.s_[:, :: math.ceil(reference.energies.size / num_reference)]
-    with _seeded(model, seed), tqdm(disable=not progress, unit="configuration") as bar:
+    with (
+        seeded(seed, model.parameters()),
+        at_target(model),
+        tqdm(disable=not progress, unit="configuration") as bar,
+    ):
         drawn, log_w = _draw(model, num_samples, batch, bar)
         scored = _scored(model, reference.positions[some], kept[some], batch, bar)
     forward = _Forward(scored, reference.log_weights[some], kept[some])
@@ -196,20 +200,6 @@ def _backward(log_w: Tensor) -> dict[str, Any]:
         "ess": float(ess(log_w)),
         "n_samples": len(log_w),
     }
-
-
-@contextmanager
-def _seeded(model: CoarseGrainedModel, seed: int) -> Iterator[None]:
-    """Set t = 1 and seed; afterwards everything is as before."""
-    t = model.temper
-    devices = sorted({p.device.index or 0 for p in model.parameters() if p.is_cuda})
-    with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(seed)
-        model.temper = 1.0
-        try:
-            yield
-        finally:
-            model.temper = t
 
 
 def _draw(

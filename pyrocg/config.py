@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from pyrocg.option import Option, option, options_of
+from pyrocg.presets import FIRST_KIND, KINDS, PRESETS
 
 __all__ = [
     "Config",
@@ -29,117 +30,6 @@ __all__ = [
 Values: TypeAlias = Mapping[str, Mapping[str, Any]]
 
 SYSTEMS = ("double-well", "alanine-dipeptide", "pdb", "peptide")
-
-# What to tune. Preset of each system: section -> kind ("" where there are none) -> values.
-_MOLECULE: dict[str, dict[str, dict[str, Any]]] = {
-    "model": {"basins": {"latent_dim": 2, "n_couplings": 6, "hidden": (128, 128)}},
-    "fit": {"": {"steps": 6000, "num_samples": 252, "learning_rate": 5e-3}},
-}
-_PRESETS: dict[str, dict[str, dict[str, dict[str, Any]]]] = {
-    "double-well": {
-        "model": {
-            "basins": {"latent_dim": 1, "n_couplings": 4, "hidden": (64, 64)},
-            "gaussian": {"latent_dim": 1, "hidden": (100, 100)},
-            "paper": {"latent_dim": 1},
-        },
-        "fit": {"": {"steps": 600, "num_samples": 256, "learning_rate": 3e-3}},
-    },
-    "alanine-dipeptide": _MOLECULE,
-    "pdb": _MOLECULE,
-    "peptide": _MOLECULE,
-}
-
-# What applies to each kind, with its default.
-_ENGINE = {"engine": "auto", "platform": None, "workers": None}
-_DEFAULT_FORCEFIELD = ("amber14-all.xml", "implicit/obc2.xml")
-_KINDS: dict[str, dict[str, dict[str, Any]]] = {
-    "system": {
-        "double-well": {"tilt": 1.0},
-        "alanine-dipeptide": {"forcefield": ("amber96-obc",), "temperature": 330.0, **_ENGINE},
-        "pdb": {
-            "pdb": None,
-            "forcefield": _DEFAULT_FORCEFIELD,
-            "temperature": 300.0,
-            **_ENGINE,
-        },
-        "peptide": {
-            "peptide": None,
-            "forcefield": _DEFAULT_FORCEFIELD,
-            "temperature": 300.0,
-            **_ENGINE,
-        },
-    },
-    "coordinates": {"identity": {}, "internal": {}, "cartesian": {}},
-    "model": {
-        "basins": {
-            "latent_dim": 2,
-            "starts": 128,
-            "share": 0.3,
-            "basin_steps": 200,
-            "separation": 0.5,
-            "max_free_energy": 12.0,
-            "cover": 0.9,
-            "max_energy": 9.0,
-            "max_basins": 32,
-            "concentration": 12.0,
-            "n_couplings": 6,
-            "hidden": (128, 128),
-            "n_modes": 4,
-        },
-        "gaussian": {"latent_dim": 2, "hidden": (100, 100, 100), "variance": "network"},
-        "paper": {"latent_dim": 2},
-    },
-    "schedule": {
-        "fixed": {},
-        "linear": {"start": 0.1, "until": 0.5},
-        "geometric": {"start": 0.01, "until": 0.5},
-        "adaptive": {
-            "start": 0.01,
-            "until": 0.8,
-            "max_kl_increase": 0.1,
-            "min_ess": 0.5,
-            "max_step": 0.1,
-            "min_step": 1e-4,
-            "shrink": 0.6,
-        },
-        "relative": {
-            "start": 1e-4,
-            "until": 0.8,
-            "max_relative_increase": 1.0,
-            "max_step": 1e-3,
-            "min_step": 1e-6,
-            "shrink": 0.6,
-        },
-    },
-    "fit": {
-        "": {
-            "steps": 5000,
-            "num_samples": 256,
-            "optimizer": "soap",
-            "learning_rate": 1e-3,
-            "clip_norm": 100.0,
-            "warmup": 0.02,
-            "evaluate_every": 100,
-            "evaluate_samples": 1024,
-            "patience": None,
-            "seed": 0,
-            "checkpoint_seconds": 30.0,
-        }
-    },
-    "predict": {
-        "": {
-            "num_samples": 100_000,
-            "encoder_draws": 4,
-            "level": 0.95,
-            "n_draws": 500,
-            "batch": 5000,
-            "seed": 0,
-            "state": "last",
-        }
-    },
-    "run": {"": {"threads": None, "save_samples": False}},
-}
-_FIRST_KIND = {"coordinates": "internal", "model": "basins", "schedule": "fixed"}
 
 
 @dataclass(frozen=True)
@@ -259,6 +149,28 @@ class PredictOptions:
 
 
 @dataclass(frozen=True)
+class PosteriorOptions:
+    """[posterior]: of the decoder's weights, of which the prediction is then made."""
+
+    kind: str = option(
+        "of the weights: laplace, at the trained weights, or swag, by further training",
+        "posterior",
+        choices=("none", "laplace", "swag"),
+    )
+    weight_draws: int | None = option("draws of the decoder's weights", low=2)
+    structure: str | None = option(
+        "of the curvature",
+        "posterior-structure",
+        choices=("diagonal", "low_rank", "last_layer", "full"),
+    )
+    num_samples: int | None = option("samples behind the curvature", "posterior-samples", low=2)
+    steps: int | None = option("further training steps", "posterior-steps", low=200)
+    learning_rate: float | None = option(
+        "of the further training, constant", "posterior-learning-rate", above=0
+    )
+
+
+@dataclass(frozen=True)
 class RunOptions:
     """[run]: the machine and the files."""
 
@@ -266,6 +178,7 @@ class RunOptions:
         "threads of torch; default OMP_NUM_THREADS, else 1, which is fastest for small networks",
         low=1,
     )
+    device: str = option("what networks and energies run on", choices=("cpu", "cuda"))
     save_samples: bool = option("write the sampled configurations to samples.npz")
 
 
@@ -279,6 +192,7 @@ class Config:
     schedule: ScheduleOptions
     fit: FitOptions
     predict: PredictOptions
+    posterior: PosteriorOptions
     run: RunOptions
 
 
@@ -289,6 +203,7 @@ SECTIONS: dict[str, type] = {
     "schedule": ScheduleOptions,
     "fit": FitOptions,
     "predict": PredictOptions,
+    "posterior": PosteriorOptions,
     "run": RunOptions,
 }
 
@@ -317,10 +232,10 @@ def resolve(*layers: Values) -> Config:
     given["coordinates"].setdefault("kind", "identity" if system == "double-well" else "internal")
     sections = {}
     for section in SECTIONS:
-        kinds = _KINDS[section]
+        kinds = KINDS[section]
         has_kind = "" not in kinds
-        kind = given[section].get("kind", _FIRST_KIND.get(section, ""))
-        preset = _PRESETS[system].get(section, {}).get(kind, {})
+        kind = given[section].get("kind", FIRST_KIND.get(section, ""))
+        preset = PRESETS[system].get(section, {}).get(kind, {})
         _refuse_foreign(section, kind, given[section])
         values = dict.fromkeys(options(section)) | kinds[kind] | preset | given[section]
         sections[section] = SECTIONS[section](**(values | ({"kind": kind} if has_kind else {})))
@@ -392,8 +307,8 @@ def _implied_system(values: Mapping[str, Any]) -> str:
 def _refuse_foreign(section: str, kind: str, given: Mapping[str, Any]) -> None:
     """Refuse an option that would be read and never used."""
     for key in given:
-        if key != "kind" and key not in _KINDS[section][kind]:
-            homes = [k for k, values in _KINDS[section].items() if key in values]
+        if key != "kind" and key not in KINDS[section][kind]:
+            homes = [k for k, values in KINDS[section].items() if key in values]
             raise ValueError(
                 f"{section}.{key}: expected only with {section}.kind {' or '.join(homes)}, "
                 f"got it with {kind}"
@@ -415,6 +330,12 @@ def _check_together(config: Config) -> None:
         raise ValueError(
             "system.engine: expected openmm with system.platform or system.workers, "
             f"got {system.engine}"
+        )
+    draws = config.posterior.weight_draws or 0
+    if draws > config.predict.num_samples:
+        raise ValueError(
+            f"posterior.weight_draws: expected at most {config.predict.num_samples}, as there are "
+            f"samples, got {draws}"
         )
     if config.model.kind == "paper" and system.kind not in ("double-well", "alanine-dipeptide"):
         raise ValueError(

@@ -25,7 +25,6 @@ The difference is large where z explains much of u. With m draws of z from the e
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,12 +37,12 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from pyrocg.cgmodel import CoarseGrainedModel
+from pyrocg.conditions import at_target, seeded
 from pyrocg.objectives import PathGradientELBO
-from pyrocg.priors import StratifiedPrior
 from pyrocg.weight_priors import select
 from pyrocg.weights import training_shares
 
-__all__ = ["Fisher", "Rows", "as_trained", "has_score"]
+__all__ = ["Fisher", "Rows", "has_score"]
 
 _BLOCK = 64  # rows multiplied at a time
 _FEW_WEIGHTS = 10_000  # fewer, and calls cost more than arithmetic
@@ -169,14 +168,12 @@ class Fisher:
         """Draw the samples and give their gradients, some at a time."""
         generator = torch.Generator().manual_seed(self.seed)
         tensors = list(self.parameters.values())
-        devices = sorted({p.device.index or 0 for p in tensors if p.is_cuda})
         few = sum(p.numel() for p in tensors) < _FEW_WEIGHTS
         chunk = (128 if few else 16) // (4 if self.encoder_draws else 1)  # cost is its square
         for start in range(0, self.num_draws, chunk):
             seed = int(torch.randint(2**62, (), generator=generator))
             n = min(chunk, self.num_draws - start)
-            with torch.random.fork_rng(devices=devices), as_trained(self.model):
-                torch.manual_seed(seed)
+            with seeded(seed, tensors), at_target(self.model, training_shares):
                 rows = self._rows(n, tensors, with_path)
             yield rows
 
@@ -211,22 +208,6 @@ class Fisher:
         if not m:
             return [(1.0 / n, rows.score)]
         return [(m / ((m - 1) * n), rows.marginal), (-1.0 / ((m - 1) * n), rows.score)]
-
-
-@contextmanager
-def as_trained(model: CoarseGrainedModel) -> Iterator[None]:
-    """Put t to 1 and the components of a mixture latent to their training shares, for a while."""
-    t, prior = model.temper, model.prior
-    shares = prior.shares.clone() if isinstance(prior, StratifiedPrior) else None
-    model.temper = 1.0
-    if shares is not None:
-        prior.set_shares(training_shares(shares))
-    try:
-        yield
-    finally:
-        model.temper = t
-        if shares is not None:
-            prior.shares.copy_(shares)
 
 
 def has_score(loss: ELBO | None) -> bool:

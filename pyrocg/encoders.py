@@ -106,9 +106,13 @@ class MixtureEncoder(nn.Module):
         latent_dim: dimension of z.
         n_modes: number of Gaussians.
         hidden: sizes of the hidden layers.
-        n_components: number of components k that the encoder is also given, one-hot.
+        n_components: number of components k that the encoder is also given.
         columns: indices of the coordinates that it reads, default all.
+        labels: what the network is told of each component, shape ``(n_components, n_labels)``;
+            default one-hot.
     """
+
+    labels: Tensor
 
     columns: Tensor
 
@@ -120,13 +124,16 @@ class MixtureEncoder(nn.Module):
         hidden: Sequence[int] = (96, 96),
         n_components: int = 0,
         columns: Tensor | None = None,
+        labels: Tensor | None = None,
     ) -> None:
         super().__init__()
+        labels = torch.eye(max(1, n_components), n_components) if labels is None else labels
+        self.register_buffer("labels", labels, persistent=False)
         columns = torch.arange(len(circular)) if columns is None else columns
         self.register_buffer("columns", columns, persistent=False)
         self.features = CircularFeatures(circular[columns])
         self.latent_dim, self.n_modes, self.n_components = latent_dim, n_modes, n_components
-        n_in = self.features.n_features + n_components
+        n_in = self.features.n_features + labels.shape[1]
         self.network = MLP(n_in, hidden, n_modes * (2 * latent_dim + 1), zero_output=True)
         groups = max(1, n_components)
         self.linear = nn.Parameter(torch.zeros(groups, self.features.n_features, latent_dim))
@@ -139,12 +146,8 @@ class MixtureEncoder(nn.Module):
         """Return r(z|u), or r(z|u, k) for components of shape ``(...)``."""
         features = self.features(u.index_select(-1, self.columns))
         k = u.new_zeros(u.shape[:-1], dtype=torch.long) if component is None else component
-        inputs = features
-        if self.n_components:
-            one_hot = nn.functional.one_hot(k, self.n_components).to(u.dtype)
-            inputs = torch.cat([features, one_hot], dim=-1)
-        means = torch.einsum("...f,kfd->...kd", features, self.linear) + self.offset
-        mean = means.gather(-2, k[..., None, None].expand(*k.shape, 1, self.latent_dim))
+        inputs = torch.cat([features, self.labels[k].to(u.dtype)], dim=-1)
+        mean = features.unsqueeze(-2) @ self.linear[k] + self.offset[k].unsqueeze(-2)
         out = self.network(inputs).reshape(*u.shape[:-1], self.n_modes, 2 * self.latent_dim + 1)
         shift, log_scale, logits = out.split([self.latent_dim, self.latent_dim, 1], dim=-1)
         loc = mean + shift + self.mode_shift

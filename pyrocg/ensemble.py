@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -17,6 +17,7 @@ from tqdm.auto import tqdm
 
 from pyrocg.arviz_compat import pareto_smooth
 from pyrocg.cgmodel import CoarseGrainedModel, Samples
+from pyrocg.conditions import at_target, seeded
 from pyrocg.networks import with_state
 from pyrocg.priors import StratifiedPrior
 
@@ -72,6 +73,19 @@ class Ensemble:
         log_w = self.smoothed_log_weights if corrected else self.plain_log_weights
         return torch.softmax(log_w.double(), 0) * len(log_w)
 
+    def bounds(self) -> Tensor:
+        """Lower bounds of log Z of each draw of the decoder's weights, shape ``(n_draws,)``.
+
+        Of the weights averaged over encoder draws, so closer to log Z than :attr:`elbo`, and of
+        finite energies, see :func:`pyrocg.weights.bound`; minus infinity without any.
+        """
+        draw = torch.from_numpy(self.weight_draw)
+        found = []
+        for d in range(int(draw.max()) + 1):
+            log_w, plain = self.log_weights[draw == d], self.plain_log_weights[draw == d]
+            found.append(_elbo(log_w, plain) if bool(log_w.isfinite().any()) else -math.inf)
+        return torch.tensor(found, dtype=torch.float64)
+
     def save_trajectory(self, path: str | Path, molecule: Molecule) -> Path:
         """Write the configurations as a trajectory, and their weights beside it.
 
@@ -126,8 +140,8 @@ def draw_ensemble(
     sizes = [len(part) for part in np.array_split(np.arange(num_samples), len(states))]
     parts: list[Samples] = []
     with (
-        _random_numbers(model, seed),
-        _ready(model),
+        seeded(seed, model.parameters()),
+        at_target(model, _defensive),
         tqdm(total=num_samples, disable=not progress, unit="sample") as bar,
     ):
         for state, size in zip(states, sizes, strict=True):
@@ -183,30 +197,6 @@ def _elbo(log_weights: Tensor, plain: Tensor) -> float:
     return float((share * terms).sum() + reached)
 
 
-@contextmanager
-def _random_numbers(model: CoarseGrainedModel, seed: int) -> Iterator[None]:
-    """Seed the random numbers for a while."""
-    devices = sorted({p.device.index or 0 for p in model.parameters() if p.is_cuda})
-    with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(seed)
-        yield
-
-
-@contextmanager
-def _ready(model: CoarseGrainedModel) -> Iterator[None]:
-    """At t = 1, with a small part of the samples spread evenly over the components."""
-    t, prior = model.temper, model.prior
-    shares = prior.shares.clone() if isinstance(prior, StratifiedPrior) else None
-    model.temper = 1.0
-    if isinstance(prior, StratifiedPrior):
-        prior.set_shares(_defensive(prior.shares))
-    try:
-        yield
-    finally:
-        model.temper = t
-        if isinstance(prior, StratifiedPrior) and shares is not None:
-            prior.shares.copy_(shares)
-
-
 def _defensive(shares: Tensor) -> Tensor:
+    """A small part of the samples is spread evenly over the components."""
     return (1 - _DEFENSIVE) * shares + _DEFENSIVE / len(shares)

@@ -13,9 +13,8 @@ posterior over the decoder's weights:
 - **weights**: what unequal weights add to it.
 
 The last two together are the variance of the Bayesian bootstrap. The sum of the three is the total
-variance. For a statistic with influence :math:`\varphi_i` (:math:`f_i - \mu` for a mean), equal
-weights would have a variance smaller by the factor
-:math:`\sum_i w_i \varphi_i^2 \sum_i w_i / (n \sum_i w_i^2 \varphi_i^2)`.
+variance. How much smaller the variance would be with equal weights: see
+:func:`equal_weight_fraction`.
 """
 
 from __future__ import annotations
@@ -270,22 +269,37 @@ def _spread(
     return normal @ scaled / chi2.sum(1, keepdim=True).sqrt(), variance
 
 
-def equal_weight_fraction(weights: Tensor, influence: Tensor) -> Tensor:
-    r"""Return :math:`\sum_i w_i\varphi_i^2 \sum_i w_i / (n \sum_i w_i^2\varphi_i^2)`, shape (m,).
+def equal_weight_fraction(weights: Tensor, influence: Tensor, stratum: Tensor) -> Tensor:
+    r"""Return the variance that equal weights would give, as a fraction of the variance, ``(m,)``.
 
-    The variance that as many samples of equal weight would give a statistic, as a fraction of the
-    variance that it has. One for equal weights; NaN for a statistic that is constant.
+    .. math:: \frac{\sum_s \frac{1}{n_s} \big(W_s \sum_i w_i \varphi_i^2
+              - (\sum_i w_i \varphi_i)^2\big)}
+              {\sum_s \big(\sum_i w_i^2 \varphi_i^2 - \frac{1}{n_s} (\sum_i w_i \varphi_i)^2\big)},
+              \quad W_s = \sum_i w_i,
+
+    where i runs over the :math:`n_s` samples of the stratum s. One for weights that are equal
+    within strata; NaN for a statistic that is constant.
 
     Args:
         weights: shape ``(n,)``.
-        influence: :math:`\varphi`, how much each sample moves the statistic, up to a constant
-            factor, shape ``(n, m)``.
+        influence: :math:`\varphi`, how much each sample moves the statistic (:math:`f_i - \mu` for
+            a mean), up to a constant factor, shape ``(n, m)``.
+        stratum: of every sample, shape ``(n,)``, from 0.
 
     Example:
         >>> import torch
         >>> influence = torch.tensor([[1.0], [-1.0], [0.0], [0.0]])
-        >>> equal_weight_fraction(torch.tensor([1.0, 1.0, 0.0, 0.0]), influence)
+        >>> weights, one = torch.tensor([1.0, 1.0, 0.0, 0.0]), torch.zeros(4, dtype=torch.long)
+        >>> equal_weight_fraction(weights, influence, one)
         tensor([0.5000], dtype=torch.float64)
     """
-    w, squares = weights.double(), influence.double().square()
-    return (w @ squares) * w.sum() / (len(w) * (w.square() @ squares))
+    w, phi = weights.double()[:, None], influence.double()
+
+    def sums(columns: Tensor) -> Tensor:
+        size = int(stratum.max()) + 1
+        return columns.new_zeros(size, columns.shape[1]).index_add_(0, stratum, columns)
+
+    counts = sums(torch.ones_like(w)).clamp(min=1.0)
+    own = sums(w * phi).square() / counts
+    ideal = sums(w) * sums(w * phi.square()) / counts - own
+    return ideal.sum(0) / (sums((w * phi).square()) - own).sum(0)

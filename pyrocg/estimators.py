@@ -60,7 +60,7 @@ class WeightedSample:
             centre,
             draws,
             sums.map(average),
-            equal_weight_fraction(self.bootstrap.weights, influence),
+            self._fraction(influence),
             _limits(table),
             circular,
         )
@@ -77,7 +77,7 @@ class WeightedSample:
         groups, pooled = self.bootstrap.quantiles(values, probs)
         centre, draws = pooled.pooled()
         influence = (values[:, None] <= centre).double() - probs
-        fraction = equal_weight_fraction(self.bootstrap.weights, influence)
+        fraction = self._fraction(influence)
         limits = _limits(values[:, None].expand(-1, len(probs)))
         found = self._uncertainty(centre, draws, groups, fraction, limits)
         return self._estimates(centre, found, [unit] * len(probs))
@@ -104,9 +104,7 @@ class WeightedSample:
             relative = s[..., 1:] / s[..., :1] / p
             return difference(total) - kt * (relative[..., 1:] - relative[..., :1])
 
-        fraction = equal_weight_fraction(
-            self.bootstrap.weights, (states / p) @ torch.tensor([[-1.0], [1.0]]).double()
-        )
+        fraction = self._fraction((states / p) @ torch.tensor([[-1.0], [1.0]]).double())
         found = self._uncertainty(
             difference(total),
             difference(drawn),
@@ -138,14 +136,27 @@ class WeightedSample:
         parts = (p, *equal_tailed(found.draws, self.level), *found[1:])
         return Histogram(edges, *((part / volume).reshape(shape).numpy() for part in parts))
 
+    def _fraction(self, influence: Tensor) -> Tensor:
+        """:func:`equal_weight_fraction` of influences, shape ``(n, m)``."""
+        return equal_weight_fraction(self.bootstrap.weights, influence, self.bootstrap.strata)
+
     def _bin_fraction(self, index: Tensor, p: Tensor) -> Tensor:
-        """:func:`equal_weight_fraction` of bins, whose influence is 1 - p inside and -p outside."""
-        w = self.bootstrap.weights.double()
-        inside = index >= 0
-        own = w[inside]
-        squares = torch.zeros_like(p).index_add_(0, index[inside], own.square())
-        ideal = own.sum() * p * (1 - p) * w.sum() / len(w)
-        return ideal / ((1 - 2 * p) * squares + p.square() * own.square().sum())
+        """The same of bins, whose influence is 1 - p inside, -p in others and 0 outside of all."""
+        w, stratum = self.bootstrap.weights.double(), self.bootstrap.strata
+        inside, counts = index >= 0, torch.bincount(stratum).double()
+
+        def sums(values: Tensor) -> tuple[Tensor, Tensor]:
+            """Of each stratum and bin, and of each stratum within all bins."""
+            found = torch.zeros(len(counts), len(p), dtype=values.dtype)
+            found.index_put_((stratum[inside], index[inside]), values[inside], accumulate=True)
+            return found, found.sum(1, keepdim=True)
+
+        (own, every), (own_square, every_square) = sums(w), sums(w.square())
+        total = torch.zeros_like(counts).index_add_(0, stratum, w)[:, None]
+        first = (own - p * every).square() / counts[:, None]
+        ideal = total * (own * (1 - 2 * p) + p.square() * every) / counts[:, None] - first
+        found = own_square * (1 - 2 * p) + p.square() * every_square - first
+        return ideal.sum(0) / found.sum(0)
 
     def _uncertainty(
         self,

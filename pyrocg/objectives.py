@@ -6,11 +6,14 @@ from typing import Any
 
 import torch
 from pyro import poutine
+from pyro.distributions.util import scale_and_mask
 from pyro.infer import Trace_ELBO
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor, nn
 
-__all__ = ["ForwardKLELBO", "PathGradientELBO"]
+from pyrocg.entropies import expected_log_prob
+
+__all__ = ["AnalyticEntropyELBO", "ForwardKLELBO", "PathGradientELBO"]
 
 
 class PathGradientELBO(Trace_ELBO):
@@ -67,6 +70,76 @@ class PathGradientELBO(Trace_ELBO):
         if isinstance(loss, Tensor) and loss.requires_grad:
             loss.backward(retain_graph=self.retain_graph)
         return float(torch.as_tensor(loss).detach())
+
+
+class AnalyticEntropyELBO(Trace_ELBO):
+    r"""The ELBO with the entropy of the guide's noise in closed form.
+
+    .. math:: E_q[\log \pi(g(\epsilon))] + H(\epsilon)
+              + E_q\left[\log\left|\frac{\partial g}{\partial \epsilon}\right|\right], \quad
+              z, u = g(\epsilon),
+
+    at every sample site: of p(z) the entropy, of a Gaussian decoder the entropy given z, of a flow
+    the entropy of its base and the log determinant at the sample. Its expectation is the ELBO.
+
+    It is no better than ``Trace_ELBO`` where it matters: along a reparametrised sample the density
+    of normal noise is constant, so for a guide of normal distributions the gradients are *the same,
+    draw by draw*; they differ a little where noise is wrapped onto a circle. Its values have less
+    noise while the guide is far from the target, but more near it, where log weights are constant
+    and entropies are not what they consist of. :class:`PathGradientELBO` has less noise there.
+    Source: Kucukelbir and others (2017), "Automatic differentiation variational inference",
+    equation 5, for a standard normal distribution and its transforms.
+
+    The guide must be reparametrised, but for sites without parameters.
+
+    Raises:
+        ValueError: the entropy of a guide site has no closed form (mixtures, von Mises), or a site
+            has parameters but no reparametrised samples.
+
+    Example:
+        >>> import torch, pyrocg
+        >>> target = pyrocg.BoltzmannTarget(pyrocg.DoubleWell(), beta=1.0)
+        >>> cg = pyrocg.CoarseGrainedModel.from_basins(
+        ...     target, pyrocg.IdentityCoordinates(2), latent_dim=1, hidden=(8,)
+        ... )
+        >>> elbo = AnalyticEntropyELBO()(cg.model, cg.guide)
+        >>> elbo(16).requires_grad
+        True
+    """
+
+    def differentiable_loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Tensor:
+        """Return minus the ELBO."""
+        loss: Any = 0.0
+        for model_trace, guide_trace in self._get_traces(model, guide, args, kwargs):
+            _check_reparametrised(guide_trace)
+            log_q = _expected_log_prob_sum(guide_trace)
+            loss = loss + (log_q - model_trace.log_prob_sum()) / self.num_particles
+        return loss
+
+    def loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
+        """Return minus the ELBO as a number."""
+        with torch.no_grad():
+            return float(self.differentiable_loss(model, guide, *args, **kwargs))
+
+    def loss_and_grads(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
+        """Return minus the ELBO and add its gradients to the parameters."""
+        loss = self.differentiable_loss(model, guide, *args, **kwargs)
+        if isinstance(loss, Tensor) and loss.requires_grad:
+            loss.backward(retain_graph=self.retain_graph)
+        return float(torch.as_tensor(loss).detach())
+
+
+def _expected_log_prob_sum(trace: poutine.Trace) -> Any:
+    """Sum over sites and plates of :func:`expected_log_prob`, with scales and masks."""
+    total: Any = 0.0
+    for site in trace.nodes.values():
+        if site["type"] == "sample" and not site_is_subsample(site):
+            log_prob: Any = site["unscaled_log_prob"]
+            if not site["is_observed"]:
+                fn: Any = site["fn"]
+                log_prob = expected_log_prob(fn, site["value"], log_prob).expand(log_prob.shape)
+            total = total + scale_and_mask(log_prob, site["scale"], site["mask"]).sum()
+    return total
 
 
 class ForwardKLELBO(Trace_ELBO):

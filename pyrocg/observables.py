@@ -114,6 +114,9 @@ def dihedral(molecule: Molecule, atoms: Sequence[int], name: str | None = None) 
         molecule: the molecule.
         atoms: four 0-based indices, in order.
         name: default ``dihedral_i_j_k_l``.
+
+    Raises:
+        ValueError: these are not four different atoms of the molecule.
     """
     import mdtraj
 
@@ -129,6 +132,9 @@ def dihedral(molecule: Molecule, atoms: Sequence[int], name: str | None = None) 
 def phi(molecule: Molecule, residue: int = 0, name: str | None = None) -> Observable:
     """Backbone torsion C-N-CA-C of the ``residue``-th residue that has both phi and psi.
 
+    Raises:
+        ValueError: there is no such residue.
+
     Example:
         >>> from pyrocg.molecules import alanine_dipeptide
         >>> molecule = alanine_dipeptide()
@@ -140,7 +146,11 @@ def phi(molecule: Molecule, residue: int = 0, name: str | None = None) -> Observ
 
 
 def psi(molecule: Molecule, residue: int = 0, name: str | None = None) -> Observable:
-    """Backbone torsion N-CA-C-N of the ``residue``-th residue that has both phi and psi."""
+    """Backbone torsion N-CA-C-N of the ``residue``-th residue that has both phi and psi.
+
+    Raises:
+        ValueError: there is no such residue.
+    """
     found = backbone(molecule, residue)
     return dihedral(molecule, found.psi, name or "psi" + found.suffix)
 
@@ -149,6 +159,9 @@ def omega(molecule: Molecule, bond: int = 0, name: str | None = None) -> Observa
     """Torsion CA-C-N-CA of the ``bond``-th peptide bond from the N terminus, caps included.
 
     Named after the residue that follows the bond, ``omega_ALA2``.
+
+    Raises:
+        ValueError: there is no such bond.
     """
     bonds = peptide_bonds(molecule)
     check_position(molecule, bond, len(bonds), "peptide bonds")
@@ -158,7 +171,11 @@ def omega(molecule: Molecule, bond: int = 0, name: str | None = None) -> Observa
 
 
 def distance(molecule: Molecule, atoms: Sequence[int], name: str | None = None) -> Observable:
-    """Distance of two atoms in nm; ``atoms`` are their 0-based indices."""
+    """Distance of two atoms in nm; ``atoms`` are their 0-based indices.
+
+    Raises:
+        ValueError: these are not two different atoms of the molecule.
+    """
     import mdtraj
 
     pair = atom_indices(molecule, atoms, 2)
@@ -202,6 +219,9 @@ def radius_of_gyration(
             centre of mass; the default is MDTraj's, equal weights for all atoms, hydrogens
             included. (MDTraj with masses takes them about the unweighted centre.)
         name: key in the results.
+
+    Raises:
+        ValueError: when called, configurations of another number of atoms.
     """
     raw = molecule.masses if mass_weighted else np.ones(molecule.n_atoms)
     weights = raw / raw.sum()
@@ -223,6 +243,9 @@ def population(name: str, predicate: Callable[[Any], Any]) -> Observable:
     Args:
         name: key in the results.
         predicate: maps configurations ``(n, *event_shape)`` to ``(n,)`` bool.
+
+    Raises:
+        TypeError: when called, the predicate returns no bool.
     """
 
     def values(x: Array) -> Array:
@@ -285,6 +308,9 @@ def basin_populations(
     Args:
         molecule: a peptide.
         residue: which of the residues that have phi and psi.
+
+    Raises:
+        ValueError: there is no such residue.
     """
     first, second = phi(molecule, residue), psi(molecule, residue)
     suffix = backbone(molecule, residue).suffix
@@ -309,6 +335,9 @@ def population_above(
 ) -> Observable:
     """Probability that coordinate ``index`` of a toy system lies above ``threshold``.
 
+    Raises:
+        ValueError: when called, configurations without such a coordinate.
+
     Example:
         >>> import numpy as np
         >>> population_above(0.167)(np.array([[1.0, 0.0], [-2.0, 0.0]]))
@@ -322,7 +351,11 @@ def population_above(
 
 
 def coordinate(index: int, name: str | None = None, unit: str = "") -> Observable:
-    """Coordinate ``index`` (0-based) of configurations ``(n, dim)``; named x1, x2, ..."""
+    """Coordinate ``index`` (0-based) of configurations ``(n, dim)``; named x1, x2, ...
+
+    Raises:
+        ValueError: when called, configurations without such a coordinate.
+    """
 
     def values(x: Array) -> Array:
         if x.ndim != 2 or not 0 <= index < x.shape[1]:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from pyrocg.plotting import (
     ANGLE_TICKS,
+    GROUP_COLOURS,
     component_populations,
     described,
     free_energy_label,
@@ -62,6 +63,8 @@ def prediction_pages(
             pages[name.replace("ramachandran", "free_energy")] = _free_energy_page(
                 prediction, phi, psi
             )
+    if prediction.observables:
+        pages["uncertainty.png"] = _uncertainty_page(prediction)
     names = [o.name for o in prediction.observables if not o.name.startswith("population")]
     if names:
         pages["observables.png"] = _observables_page(prediction, names, reference or {})
@@ -140,6 +143,33 @@ def _observables_page(
             degrees=observable.circular,
             log=not observable.unit,
         )
+    figure.legend(
+        *axes[0, 0].get_legend_handles_labels(),
+        loc="outside upper center",
+        ncols=3,
+        frameon=False,
+    )
+    return figure
+
+
+def _uncertainty_page(prediction: Prediction) -> Figure:
+    """Where the variance of every average comes from: weights of the decoder, samples, weights."""
+    names = [o.name for o in prediction.observables]
+    figure, axes = _figure(1, 2, width=4.2, height=0.9 + 0.28 * len(names), shared=True)
+    parts = {"posterior": "posterior", "monte_carlo": "Monte Carlo", "weights": "weights"}
+    for ax, corrected in zip(axes.flat, (False, True), strict=True):
+        found = [prediction.estimate(name, corrected) for name in names]
+        total = np.array([e.standard_deviation for e in found])
+        left = np.zeros(len(names))
+        for colour, (part, label) in zip(GROUP_COLOURS, parts.items(), strict=False):
+            own = np.array([getattr(e, part) for e in found])
+            share = 100.0 * (own / np.where(total > 0, total, 1.0)) ** 2
+            ax.barh(names, share, left=left, color=colour, label=label)
+            left = left + share
+        ax.set_title("importance-corrected" if corrected else "model's own", fontsize="medium")
+        ax.set_xlabel("share of the variance (%)")
+        ax.set_xlim(0.0, 100.0)
+    axes[0, 0].invert_yaxis()
     figure.legend(
         *axes[0, 0].get_legend_handles_labels(),
         loc="outside upper center",

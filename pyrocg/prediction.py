@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
 
 from pyrocg import cautions
 from pyrocg.arviz_compat import resampled_chains
-from pyrocg.bootstrap import Bootstrap, equal_tailed
+from pyrocg.bootstrap import Bootstrap, equal_tailed, heavy_tails, merged_strata
 from pyrocg.cautions import Caution
 from pyrocg.cgmodel import CoarseGrainedModel
 from pyrocg.ensemble import DrawsWeights, Ensemble, draw_ensemble
@@ -67,7 +68,7 @@ class Prediction(Ensemble):
             *cautions.of_weights(self.log_weights, self.pareto_k),
             *parts,
             *cautions.of_populations(self.values, self.smoothed_log_weights),
-            *cautions.of_model_bias(self.estimates(corrected=False), self.estimates()),
+            *cautions.of_model_bias(self._averages(self._own_sample), self.estimates()),
         )
 
     def estimate(self, name: str, corrected: bool = True) -> Estimate:
@@ -243,23 +244,44 @@ class Prediction(Ensemble):
 
     @cached_property
     def _corrected(self) -> dict[str, Estimate]:
-        return self._averages(True)
+        return self._averages(self._corrected_sample)
 
     @cached_property
     def _plain(self) -> dict[str, Estimate]:
-        return self._averages(False)
+        return self._averages(self._plain_sample)
 
-    def _averages(self, corrected: bool) -> dict[str, Estimate]:
+    def _averages(self, sample: WeightedSample) -> dict[str, Estimate]:
         if not self.observables:
             return {}
         values = [torch.from_numpy(self.values[o.name]) for o in self.observables]
-        found = self._sample(corrected).means(self.observables, values)
+        found = sample.means(self.observables, values)
         return {o.name: e for o, e in zip(self.observables, found, strict=True)}
 
     def _sample(self, corrected: bool) -> WeightedSample:
-        draw = torch.from_numpy(self.weight_draw)
-        bootstrap = Bootstrap(self.weights(corrected), draw, self.n_draws, self.seed)
-        return WeightedSample(bootstrap, self.level, shared_truth=corrected)
+        return self._corrected_sample if corrected else self._plain_sample
+
+    @cached_property
+    def _corrected_sample(self) -> WeightedSample:
+        weights = self.weights(corrected=True)
+        made = _bootstrap(self, weights, self.n_draws, self.seed, heavy=True)
+        return WeightedSample(made, self.level, shared_truth=True)
+
+    @cached_property
+    def _own_sample(self) -> WeightedSample:
+        """With the generator's shares as they are."""
+        weights = self.weights(corrected=False)
+        made = _bootstrap(self, weights, self.n_draws, self.seed, heavy=False)
+        return WeightedSample(made, self.level, shared_truth=False)
+
+    @cached_property
+    def _plain_sample(self) -> WeightedSample:
+        """With shares as uncertain as the weights leave them."""
+        own, component = self._own_sample, _component(self)
+        if int(component.max()) == 0:
+            return own
+        shares = self._corrected_sample.bootstrap.relative_totals(component)
+        made = replace(own.bootstrap, component=component, shares=shares)
+        return replace(own, bootstrap=made)
 
     def _observable(self, name: str) -> Observable:
         for observable in self.observables:
@@ -301,9 +323,14 @@ def predict(
     Draws samples of the generator, weighs them in the extended space by
     :math:`w = e^{-\beta U} |\partial T/\partial u|\, r / (p\, q)` at t = 1 with the uncapped
     energy, and evaluates the observables. Of a mixture latent, 5 % of the samples are spread evenly
-    over the components, so that rare basins get precise averages too. Intervals take the component
-    of a sample as random, although the numbers are fixed. So those of populations are wide, which
-    makes up for tails of the weights that the samples of a rare component miss.
+    over the components, so that rare basins get precise averages too.
+
+    Intervals come from the Bayesian bootstrap within components, whose numbers of samples are
+    fixed: a latent site named ``component`` is taken as one of
+    :class:`~pyrocg.priors.StratifiedPrior`. The tail of each component's weights is generalised
+    Pareto with unknown shape (:func:`pyrocg.bootstrap.heavy_tails`), since few samples miss the
+    largest weights. The generator's own averages depend on the components' shares, which are
+    estimates too: they are taken to be as uncertain as these samples' weights leave them.
 
     With a posterior over the decoder's weights the samples are shared out evenly over draws of
     them. Each draw is an exact importance sampler, so corrected averages pool all samples. How
@@ -380,12 +407,28 @@ def _check(num_samples: int, n_weight_draws: int, level: float, batch: int, n_dr
         raise ValueError(f"expected a level between 0 and 1, got {level}")
 
 
+def _component(ensemble: Ensemble) -> Tensor:
+    """Component that each sample was drawn from, shape (n,); 0 without a mixture latent."""
+    found = ensemble.latents.get("component")
+    if found is None:
+        return torch.zeros(len(ensemble.log_weights), dtype=torch.long)
+    return torch.from_numpy(found.astype(np.int64))
+
+
+def _bootstrap(
+    ensemble: Ensemble, weights: Tensor, n_draws: int, seed: int, heavy: bool
+) -> Bootstrap:
+    """The bootstrap within components, with the tails of weights that may have heavy ones."""
+    group, component = torch.from_numpy(ensemble.weight_draw), _component(ensemble)
+    tails = heavy_tails(weights, component, n_draws, seed) if heavy else ()
+    return Bootstrap(weights, group, n_draws, seed, merged_strata(group, component), tails)
+
+
 def _log_z_interval(
     ensemble: Ensemble, level: float, n_draws: int, seed: int
 ) -> tuple[float, float]:
     log_w = ensemble.log_weights
-    draw = torch.from_numpy(ensemble.weight_draw)
-    scaled = Bootstrap((log_w - log_w.max()).exp(), draw, n_draws, seed)
+    scaled = _bootstrap(ensemble, (log_w - log_w.max()).exp(), n_draws, seed, heavy=True)
     totals = scaled.sums(torch.ones(len(log_w), 1)).pooled()[1][:, 0] / len(log_w)
     low, high = (equal_tailed(totals.log(), level) + log_w.max()).tolist()
     return low, high

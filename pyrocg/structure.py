@@ -50,6 +50,9 @@ def conformations(molecule: Molecule, residue: int = 0) -> tuple[Observable, ...
         molecule: a peptide.
         residue: which of the residues that have phi and psi.
 
+    Raises:
+        ValueError: there is no such residue.
+
     Example:
         >>> from pyrocg.molecules import alanine_dipeptide
         >>> [c.name for c in conformations(alanine_dipeptide())]
@@ -164,6 +167,9 @@ def hydrogen_bond(
         molecule: the molecule.
         atoms: 0-based indices of donor D, hydrogen H and acceptor A.
         name: default ``hydrogen_bond_h_a``.
+
+    Raises:
+        ValueError: these are not three different atoms of the molecule.
     """
     donor, h, a = atom_indices(molecule, atoms, 3)
 
@@ -208,6 +214,10 @@ def rmsd(
         reference: shape ``(n_atoms, 3)``, nm; default the molecule's positions.
         atoms: ``"heavy"``, ``"all"``, or at least three 0-based indices.
         name: key in the results.
+
+    Raises:
+        ValueError: ``atoms`` is another word, or there are fewer than three, or the reference has
+            another shape.
     """
     import mdtraj
 
@@ -242,6 +252,9 @@ def solvent_accessible_surface(
         residue: 0-based index, caps included; default all.
         probe_radius: of the solvent, nm.
         name: default ``surface``, or ``surface_ALA2``.
+
+    Raises:
+        ValueError: there is no such residue.
     """
     import mdtraj
 

@@ -12,10 +12,12 @@ from pyro.infer import ELBO
 from torch import Tensor, nn
 
 from pyrocg.cgmodel import CoarseGrainedModel
-from pyrocg.curvature import as_trained
+from pyrocg.conditions import at_target, seeded
+from pyrocg.losses import WeightPriorELBO, check_loss
 from pyrocg.objectives import PathGradientELBO
 from pyrocg.weight_draws import Layout, VectorPosterior, trained_weights
-from pyrocg.weight_priors import WeightPrior, WeightPriorELBO
+from pyrocg.weight_priors import WeightPrior
+from pyrocg.weights import training_shares
 
 __all__ = ["SWAGPosterior"]
 
@@ -75,14 +77,16 @@ class SWAGPosterior(VectorPosterior):
                 has SGD, which stiff coordinates let diverge at one rate for all weights.
             collect_every: steps between two collections.
             rank: number K of the last deviations that are kept, at least 2.
-            loss: a Pyro ELBO; default :class:`~pyrocg.objectives.PathGradientELBO`.
+            loss: a Pyro ELBO; default :class:`~pyrocg.objectives.PathGradientELBO`. Not
+                ``TraceMeanField_ELBO``, which is wrong for this pair.
             weight_prior: of the decoder's weights, as in :func:`pyrocg.fit`.
             gibbs_scale: N beside the weight prior; must be given with it.
             clip_norm: bound on the norm of the gradient of all parameters.
             seed: of the random numbers; the global generators are left as they were.
 
         Raises:
-            ValueError: an argument is out of range, or fewer than K weights were collected.
+            ValueError: an argument is out of range, the loss is ``TraceMeanField_ELBO`` or has no
+                gradient, or fewer than K weights were collected.
         """
         if rank < 2 or collect_every < 1 or steps < rank * collect_every:
             raise ValueError(
@@ -91,6 +95,7 @@ class SWAGPosterior(VectorPosterior):
             )
         if (weight_prior is None) != (gibbs_scale is None):
             raise ValueError("expected weight_prior and gibbs_scale together, got one of them")
+        check_loss(loss)
         objective: ELBO = loss or PathGradientELBO()
         if weight_prior is not None and gibbs_scale is not None:
             objective = WeightPriorELBO(objective, weight_prior, gibbs_scale)
@@ -126,9 +131,7 @@ def _train_on(
     elbo: Any = objective(model.model, model.guide)
     parameters = [p for p in elbo.parameters() if p.requires_grad]
     optimizer = make(parameters)
-    devices = sorted({p.device.index or 0 for p in parameters if p.is_cuda})
-    with torch.random.fork_rng(devices=devices), as_trained(model):
-        torch.manual_seed(seed)
+    with seeded(seed, parameters), at_target(model, training_shares):
         for step in range(1, steps + 1):
             optimizer.zero_grad(set_to_none=True)
             loss = elbo(num_samples) / num_samples

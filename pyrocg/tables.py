@@ -40,6 +40,9 @@ def prediction_table(summary: dict[str, Any], reference: KnownValues | None, sec
         "",
         f"{how:<24}{'mean':>10}   {level + ' interval':<24}reference",
         *(_row(name, found, known.get(name)) for name, found in observables.items()),
+        "",
+        f"{'standard deviation from':<24}{'posterior':>12}{'Monte Carlo':>14}{'weights':>12}",
+        *(_parts(name, found) for name, found in observables.items()),
     ]
     return "\n".join(lines)
 
@@ -59,17 +62,39 @@ def _scalars(
         "Pareto k-hat": "not finite" if k_hat is None else f"{k_hat:.2f}",
         "energy calls": f"{summary['energy_calls']:,} ({split})",
         "wall time": f"{seconds:.1f} s",
+        "posterior": _posterior(summary["posterior"]),
     }
     if "ramachandran_tv" in summary:
         rows["phi/psi"] = f"total variation {summary['ramachandran_tv']:.4f} from the reference"
     return [f"{name:<14}{value}" for name, value in rows.items()]
 
 
-def _row(name: str, found: dict[str, Any], known: dict[str, Any] | None) -> str:
-    scale, unit, digits = 1.0, found["unit"], 5
+def _posterior(made: dict[str, Any]) -> str:
+    if made["method"] == "none":
+        return "none, of the trained weights alone"
+    scale = made["gibbs_scale"]
+    how = {"laplace": "Laplace", "swag": "SWAG"}[made["method"]]
+    width = "" if scale is None else f", Gibbs scale N = {scale:,.0f}"
+    return f"{how}, {made['weight_draws']} draws of the weights{width}"
+
+
+def _shown(name: str, unit: str) -> tuple[str, float, int]:
+    """Label, scale and digits of an observable; angles are in degrees."""
     if unit == "rad":
-        scale, unit, digits = 180.0 / math.pi, "deg", 1
-    label = f"{name} ({unit})" if unit else name
+        return f"{name} (deg)", 180.0 / math.pi, 1
+    return f"{name} ({unit})" if unit else name, 1.0, 5
+
+
+def _parts(name: str, found: dict[str, Any]) -> str:
+    label, scale, digits = _shown(name, found["unit"])
+    posterior, monte_carlo, weights = (
+        f"{found[part] * scale:.{digits + 1}f}" for part in ("posterior", "monte_carlo", "weights")
+    )
+    return f"{label:<24}{posterior:>12}{monte_carlo:>14}{weights:>12}"
+
+
+def _row(name: str, found: dict[str, Any], known: dict[str, Any] | None) -> str:
+    label, scale, digits = _shown(name, found["unit"])
     mean, (low, high) = found["mean"] * scale, (edge * scale for edge in found["interval"])
     interval = f"{low:.{digits}f} to {high:.{digits}f}"
     line = f"{label:<24}{mean:>10.{digits}f}   {interval:<24}"

@@ -2,7 +2,7 @@
 
 The target at t is exp(-t β U). A schedule is called between steps with the current t, the
 fraction of training done and, where it asks for them, the reduced energies and log weights of
-samples drawn at t.
+samples drawn at t. What went wrong, :mod:`pyrocg.tempering_faults` finds afterwards.
 """
 
 from __future__ import annotations

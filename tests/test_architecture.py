@@ -14,7 +14,8 @@ PACKAGE = Path(pyrocg.__file__).parent
 
 LEVELS = [
     # 0: numbers and tensors
-    "units networks distributions tempering weights bootstrap arviz_compat averages peptides",
+    "units networks distributions tempering weights bootstrap arviz_compat averages peptides "
+    "optimization interruption tempering_faults",
     # 1: molecules and functions of positions
     "molecules observables zmatrix analysis surfaces atoms structure",
     # 2: energies and coordinates
@@ -22,18 +23,20 @@ LEVELS = [
     "energies.contexts energies.conversion energies.custom energies.customforces "
     "energies.customgb energies.expressions energies.formulas energies.geometry energies.implicit "
     "energies.nonbonded energies.openmm energies.operations energies.program energies.quadrature "
-    "energies.splines energies.terms energies.toy coordinates intervals placement rotors",
+    "energies.splines energies.terms energies.toy energies.copies energies.replicas "
+    "energies.custompairs coordinates intervals placement rotors",
     # 3: the target, and distributions given latents or coordinates
-    "target basins priors encoders decoders weight_priors",
+    "target basins priors encoders decoders weight_priors losses entropies",
     # 4: the model/guide pair
     "cgmodel objectives langevin",
     # 5: training
     "training checkpoint curvature laplace posterior swag weight_draws reference scoring "
-    "simulation cautions ensemble estimates estimators",
+    "simulation cautions ensemble estimates estimators conditions training_loop training_state "
+    "information bridges frames transitions",
     # 6: prediction
-    "prediction comparison",
+    "prediction comparison agreement annealing",
     # 7: around a run
-    "config option plotting runfolder system tables pages",
+    "config option presets machine plotting runfolder run_prediction system tables pages arguments",
     # 8: the command line
     "cli __main__",
 ]

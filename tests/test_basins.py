@@ -7,7 +7,7 @@ from torch.distributions import MultivariateNormal
 from pyrocg.basins import Basins, _fill, find_basins
 from pyrocg.coordinates import IdentityCoordinates, InternalCoordinates
 from pyrocg.encoders import BasinPartition
-from pyrocg.energies.abstract import CappedEnergy
+from pyrocg.energies.abstract import CappedEnergy, Energy
 from pyrocg.energies.compiled import CompiledEnergy
 from pyrocg.energies.toy import DoubleWell, Harmonic, MuellerBrown
 from pyrocg.molecules import alanine_dipeptide
@@ -71,12 +71,84 @@ def test_high_and_surplus_basins_are_left_out():
         assert len(toy_basins(DoubleWell(), max_basins=1)) == 1
 
 
+def test_the_weight_that_is_left_out_is_warned_of():
+    """Of two equal wells one half is left out."""
+    with pytest.warns(UserWarning, match="with 50 % of the weight by Laplace estimate"):
+        toy_basins(DoubleWell(c=0.0), max_basins=1)
+
+
 def test_a_point_that_newton_has_not_brought_down_is_not_a_basin():
     """From 100, twelve Newton steps of at most 0.5 do not reach the minimum at 0."""
     with pytest.raises(ValueError, match="expected minima from 1 starts, got none"):
         toy_basins(Harmonic(2), starts=torch.full((1, 2), 100.0), steps=1)
     near = toy_basins(Harmonic(2), starts=torch.full((1, 2), 4.0), steps=1)
     assert near.u.abs().max() < 1e-6
+
+
+class FourWells(Energy):
+    """Independent double wells in four dimensions: sixteen minima, of known relative depth."""
+
+    def __init__(self):
+        super().__init__((4,))
+
+    def _energy(self, x):
+        return (x**4 / 4 - 3 * x**2 + 0.2 * x).sum(-1)
+
+
+def test_with_many_columns_minima_are_recombined_until_none_is_missed():
+    """All starts are in two opposite corners; their columns make the other fourteen minima."""
+    corners = torch.tensor([2.0, -2.0]).repeat(8)[:, None].expand(16, 4)
+    basins = toy_basins(FourWells(), starts=corners)
+    assert len(basins) == basins.n_minima == 16
+    assert len({tuple(row) for row in basins.u.sign().tolist()}) == 16
+    few = toy_basins(FourWells(), starts=corners, columns=torch.tensor([0, 1, 2]))
+    assert len(few) == 2
+
+
+def test_recombination_needs_no_second_minimum():
+    assert len(toy_basins(Harmonic(4), starts=4)) == 1
+
+
+class Valley(Energy):
+    """Four angles with one minimum, at zero, and a flat valley along the first."""
+
+    def __init__(self):
+        super().__init__((4,))
+
+    def _energy(self, x):
+        return ((1.0 - x.cos()) * torch.tensor([2.0, 60.0, 60.0, 60.0])).sum(-1)
+
+
+class Angles(IdentityCoordinates):
+    """Four circular coordinates."""
+
+    def __init__(self):
+        super().__init__(4)
+        self.circular = torch.ones(4, dtype=torch.bool)
+        self.rotatable = torch.arange(4)
+
+
+def test_with_many_columns_flanks_of_minima_are_centres_too():
+    """Along the valley at most 4 nats are lost; 0.95 rad across it already cost 25."""
+    target = BoltzmannTarget(Valley(), beta=1.0)
+    basins = find_basins(target, Angles(), starts=32)
+    assert basins.n_minima == 1
+    flanks = basins.centres[1:]
+    assert 3 <= len(flanks) <= 6
+    assert flanks[:, 1:].abs().max() < 1e-6
+    gaps = turned(torch.rad2deg(basins.centres[:, None, 0] - basins.centres[:, 0])).abs()
+    assert gaps.fill_diagonal_(360).min() > math.degrees(0.9)
+    heights = Valley()(flanks)
+    assert bool((heights.diff() >= 0).all())
+    assert float(basins.log_z.logsumexp(0)) == pytest.approx(valley_log_z(), abs=0.25)
+    assert len(find_basins(target, Angles(), starts=32, cover=None)) == 1
+    assert len(find_basins(target, Angles(), starts=32, max_basins=2)) == 2
+
+
+def valley_log_z():
+    """The integral over an angle of exp(k cos x - k) is 2 pi I0(k) exp(-k)."""
+    stiffness = torch.tensor([2.0, 60.0, 60.0, 60.0], dtype=torch.float64)
+    return float((2 * math.pi * torch.special.i0e(stiffness)).log().sum())
 
 
 def test_progress_is_shown_only_when_asked_for(capsys):

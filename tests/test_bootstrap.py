@@ -8,7 +8,9 @@ from pyrocg.bootstrap import (
     Bootstrap,
     bootstrap_factors,
     equal_tailed,
+    heavy_tails,
     highest_density,
+    merged_strata,
     weighted_quantiles,
 )
 
@@ -103,6 +105,110 @@ def test_factors_are_uniform_on_the_simplex():
     shares = factors / 3
     torch.testing.assert_close(shares.mean(0), torch.full((3,), 1 / 3).double(), atol=6e-3, rtol=0)
     torch.testing.assert_close(shares.var(0), torch.full((3,), 1 / 18).double(), atol=2e-3, rtol=0)
+
+
+# Strata within groups, tails and shares
+
+
+def test_strata_are_groups_and_components():
+    component = torch.tensor([0, 1]).repeat(60)
+    group = torch.arange(2).repeat_interleave(60)
+    found = merged_strata(group, component)
+    assert torch.bincount(found).tolist() == [30] * 4
+    assert torch.equal(found, 2 * group + component)
+
+
+def test_small_strata_of_a_group_are_joined_until_they_are_large_enough():
+    sizes = (100, 30, 10, 3)
+    component = torch.arange(4).repeat_interleave(torch.tensor(sizes))
+    found = merged_strata(torch.zeros(143, dtype=torch.long), component)
+    assert sorted(torch.bincount(found).tolist()) == [43, 100]
+    assert len(merged_strata(torch.zeros(3, dtype=torch.long), torch.arange(3)).unique()) == 1
+    twice = merged_strata(torch.arange(2).repeat_interleave(143), component.repeat(2))
+    assert sorted(torch.bincount(twice).tolist()) == [43, 43, 100, 100]
+
+
+def test_draws_are_within_strata():
+    """Equal values within a stratum: the mean of all is known."""
+    component, x = stratified_sample(300, 0)
+    values = torch.tensor(CENTRES)[component][:, None]
+    one = torch.zeros(300, dtype=torch.long)
+    made = Bootstrap(torch.ones(300), one, 50, seed=0, stratum=component)
+    assert means(made, values)[0].std() < 1e-12
+    assert (
+        means(made, x[:, None])[0].std()
+        < 0.5 * means(plain(torch.ones(300), 50, 0), values)[0].std()
+    )
+
+
+def heavy(n, k, seed):
+    """Weights of mean 1/(1 - k) with a Pareto tail."""
+    u = torch.rand(n, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    return (1 - u) ** -k
+
+
+def test_intervals_of_heavy_weights_cover():
+    """Of 165 weights with k = 0.5; without tails every sixth misses."""
+    covered = []
+    one = torch.zeros(165, dtype=torch.long)
+    for seed in range(200):
+        w = heavy(165, 0.5, seed)
+        found = []
+        for tails in (heavy_tails(w, one, 300, seed), ()):
+            made = Bootstrap(w, one, 300, seed, tails=tails)
+            low, high = equal_tailed(made.sums(torch.ones(165, 1)).pooled()[1] / 165, 0.95)
+            found.append(bool(low <= 2.0 <= high))
+        covered.append(found)
+    with_tails, without = np.mean(covered, axis=0)
+    assert 0.92 <= with_tails <= 0.99
+    assert without < 0.88
+
+
+def test_intervals_of_many_tails_together_cover():
+    """Fourteen components of 100 log-normal weights: their shifts do not add up."""
+    component = torch.arange(14).repeat_interleave(100)
+    covered = []
+    for seed in range(30):
+        generator = torch.Generator().manual_seed(seed)
+        w = torch.randn(1400, dtype=torch.float64, generator=generator).mul(0.6).exp()
+        tails = heavy_tails(w, component, 200, seed)
+        made = Bootstrap(w, torch.zeros_like(component), 200, seed, component, tails)
+        low, high = equal_tailed(made.sums(torch.ones(1400, 1)).pooled()[1] / 1400, 0.95)
+        covered.append(bool(low <= math.exp(0.18) <= high))
+    assert np.mean(covered) >= 0.9
+
+
+def test_tails_have_their_drawn_means_in_every_draw(monkeypatch):
+    monkeypatch.setattr("pyrocg.bootstrap._CHUNK", 3000)
+    w, one = heavy(400, 0.4, 0), torch.zeros(400, dtype=torch.long)
+    (tail,) = heavy_tails(w, one, 20, seed=0)
+    made = Bootstrap(w, one, 20, seed=0, tails=(tail,))
+    inside = torch.zeros(400).index_fill_(0, tail.index, 1.0)
+    draws = made.sums(inside[:, None]).pooled()[1][:, 0]
+    mass = Bootstrap(torch.ones(400), one, 20, seed=0).sums(inside[:, None]).pooled()[1][:, 0]
+    torch.testing.assert_close(draws, mass * tail.means)
+
+
+def test_no_tails_of_few_or_equal_weights():
+    component = torch.arange(2).repeat_interleave(torch.tensor([24, 100]))
+    assert heavy_tails(torch.ones(124), component, 10, seed=0) == ()
+    (tail,) = heavy_tails(heavy(124, 0.3, 0), component, 10, seed=0)
+    assert int(tail.index.min()) >= 24
+
+
+def test_shares_multiply_the_weights_of_their_components():
+    component, _ = stratified_sample(300, 0)
+    w, one = torch.rand(300, dtype=torch.float64), torch.zeros(300, dtype=torch.long)
+    corrected = Bootstrap(w, one, 40, 0, component)
+    shares = corrected.relative_totals(component)
+    assert shares.shape == (40, 3)
+    made = Bootstrap(torch.ones(300), one, 40, 0, component, component=component, shares=shares)
+    indicators = torch.nn.functional.one_hot(component)
+    expected = shares * torch.bincount(component)
+    torch.testing.assert_close(made.sums(indicators).pooled()[1], expected)
+    observed, drawn = corrected.sums(indicators).pooled()
+    torch.testing.assert_close(shares, drawn / observed)
+    assert bool((Bootstrap(0 * w, one, 5, 0).relative_totals(component) == 1).all())
 
 
 # Sums

@@ -8,6 +8,7 @@ import torch
 
 from pyrocg.bootstrap import Bootstrap
 from pyrocg.cautions import Caution, of_components, of_model_bias, of_populations, of_weights
+from pyrocg.estimates import Estimate
 from pyrocg.estimators import WeightedSample
 from pyrocg.observables import Observable
 
@@ -121,9 +122,18 @@ def test_an_angle_that_is_off_across_the_cut():
     assert "by -0.0848 rad, " in str(found)
 
 
-def test_a_good_model_is_called_biased_in_one_case_of_a_thousand():
+def test_a_good_model_is_called_biased_in_one_case_of_twenty():
     said = sum(
         len(list(of_model_bias(*averages(*tilted(300, 0.0, seed=7 * seed), seed=seed))))
         for seed in range(300)
     )
-    assert said <= 3
+    assert 5 <= said <= 27
+
+
+def test_the_error_of_a_difference_is_that_of_the_side_towards_zero():
+    """Draws of the corrected average reach far up: a plain average above it may well be right."""
+    up = np.concatenate([np.linspace(-0.1, 0.0, 500), np.linspace(0.0, 5.0, 500)])
+    corrected = Estimate(0.0, (-0.1, 4.8), 0.95, "nm", 0.0, 0.1, 1.0, up)
+    for mean, expected in ((1.0, []), (-1.0, ["model_bias"])):
+        plain = Estimate(mean, (mean, mean), 0.95, "nm", 0.0, 0.1, 0.0, np.full(1000, mean))
+        assert codes(of_model_bias({"x": plain}, {"x": corrected})) == expected

@@ -20,7 +20,7 @@ from pyrocg.energies.abstract import CappedEnergy, Energy
 from pyrocg.energies.toy import DoubleWell, GaussianMixture, Harmonic, ManyWell, MuellerBrown
 from pyrocg.priors import GaussianMixturePrior, StandardNormalPrior, TorusPrior
 from pyrocg.target import BoltzmannTarget
-from pyrocg.weights import log_mean_exp, log_mean_exp_error
+from pyrocg.weights import ess, log_mean_exp, log_mean_exp_error
 
 TOYS = {
     "harmonic": lambda: Harmonic(2, [1.0, 4.0], 0.5),
@@ -253,6 +253,39 @@ def test_from_basins_is_exact_for_a_harmonic_target():
     ).double()
     log_w = cg.sample(200).log_weights
     torch.testing.assert_close(log_w, torch.full_like(log_w, energy.log_z()), atol=2e-5, rtol=0)
+
+
+class Rotors(Energy):
+    """Four angles, each close to the one before: nearly a Gaussian of strong correlations."""
+
+    def __init__(self):
+        super().__init__((4,))
+
+    def _energy(self, x):
+        steps = torch.diff(x, prepend=torch.zeros_like(x[:, :1]))
+        return 100.0 * (1.0 - steps.cos()).sum(-1)
+
+
+class Angles(IdentityCoordinates):
+    """Four circular coordinates."""
+
+    def __init__(self):
+        super().__init__(4)
+        self.circular = torch.ones(4, dtype=torch.bool)
+        self.rotatable = torch.arange(4)
+
+
+def test_many_torsions_are_drawn_with_their_correlations():
+    """Drawn at once, given z, they would have an effective sample size of a few per cent."""
+    torch.manual_seed(0)
+    target = BoltzmannTarget(Rotors(), beta=1.0)
+    cg = CoarseGrainedModel.from_basins(target, Angles(), latent_dim=1, n_modes=1).double()
+    assert cg.decoder.edges == [0, 1, 2, 3, 4]
+    assert cg.decoder.labels.shape == (1, 8)
+    log_w = cg.sample(2000).log_weights
+    assert ess(log_w) > 0.9
+    bessel = torch.special.i0e(torch.tensor(100.0, dtype=torch.float64))
+    assert float(log_mean_exp(log_w)) == pytest.approx(4 * math.log(2 * math.pi * bessel), abs=0.02)
 
 
 @pytest.mark.filterwarnings("ignore:Failed to verify mean field restriction")

@@ -15,6 +15,7 @@ import openmm
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from pyrocg.energies import compiled, program
 from pyrocg.energies.abstract import CappedEnergy
@@ -146,11 +147,76 @@ def test_a_large_batch_is_split_and_a_batch_equals_its_members(energy, monkeypat
     torch.testing.assert_close(one_force, whole_force[41], rtol=1e-12, atol=1e-9)
 
 
+def test_threads_share_a_batch_and_change_nothing(energy, monkeypatch):
+    """The uncompiled program, as if it could be shared."""
+    shared = copy.deepcopy(energy)
+    x = structures(333)
+    expected, expected_force = energy_and_force(energy, x)
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        energy_and_force(shared, x[:1])
+        (running,) = shared._programs.values()
+        running._threaded = True
+        assert len(running._chunks(x)) == 3
+        result, force = energy_and_force(shared, x)
+    finally:
+        torch.set_num_threads(before)
+    torch.testing.assert_close(result, expected, rtol=1e-13, atol=1e-11)
+    torch.testing.assert_close(force, expected_force, rtol=1e-12, atol=1e-9)
+
+
+def test_no_operation_around_the_program_is_large_enough_for_openmp(energy, monkeypatch):
+    """Torch computes 32768 numbers and more with OpenMP, whose idle threads take cores away."""
+    largest = []
+
+    class Sizes(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            result = func(*args, **(kwargs or {}))
+            computes = not (func.is_view or "empty" in func.name() or "split" in func.name())
+            if computes and isinstance(result, Tensor):
+                largest.append(result.numel())
+            return result
+
+    def trivial(x):
+        return x[0, 0].clone(), x
+
+    x = structures(2000, dtype=torch.float32)
+    energy_and_force(energy, x[:1])
+    running = copy.copy(energy._programs[torch.float32, x.device])
+    running._columns = trivial
+    with Sizes():
+        _, gradients = running(x)
+        result = program.weighted(gradients, torch.ones(2000), torch.float32)
+    assert 0 < max(largest) < 32768
+    torch.testing.assert_close(result, x)
+
+
+def test_memory_beyond_the_results_is_bounded(energy, monkeypatch):
+    """With a limit of 32 configurations at a time."""
+    sizes = []
+
+    def spy(x, dtype):
+        sizes.append(len(x))
+        return as_columns(x, dtype)
+
+    as_columns = program._as_columns
+    monkeypatch.setattr(program, "chunk_size", lambda *_: 32)
+    monkeypatch.setattr(program, "_as_columns", spy)
+    split = copy.deepcopy(energy)
+    result, force = energy_and_force(split, structures(100))
+    assert sizes == [32, 32, 32, 4]
+    expected, expected_force = energy_and_force(energy, structures(100))
+    torch.testing.assert_close(result, expected, rtol=1e-13, atol=1e-11)
+    torch.testing.assert_close(force, expected_force, rtol=1e-12, atol=1e-9)
+
+
 def test_chunks_are_whole_vectors_and_shrink_with_the_molecule():
     cpu = torch.device("cpu")
     sizes = [program.chunk_size(n, torch.float32, cpu) for n in (2, 22, 166, 2000)]
     assert all(size % 16 == 0 and size >= 16 for size in sizes)
     assert sizes == sorted(sizes, reverse=True)
+    assert 6 * sizes[0] < 32768
 
 
 def test_gradcheck(energy):
@@ -254,7 +320,7 @@ def test_the_engine_is_chosen_and_says_why():
     assert "CustomCentroidBondForce (force 5)" in fallback.engine_reason
     with pytest.raises(UnsupportedForceError):
         molecular_energy(other, "compiled")
-    with pytest.raises(ValueError, match="'auto', 'compiled' or 'openmm'"):
+    with pytest.raises(ValueError, match="'auto', 'compiled', 'openmm' or 'copies'"):
         molecular_energy(MOLECULE, "fast")
 
 

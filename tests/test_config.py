@@ -19,8 +19,10 @@ GIVEN = {
 @pytest.mark.parametrize("system", SYSTEMS)
 @pytest.mark.parametrize("model", ["basins", "gaussian"])
 @pytest.mark.parametrize("schedule", ["fixed", "linear", "geometric", "adaptive", "relative"])
-def test_toml_resolves_to_itself(system: str, model: str, schedule: str) -> None:
+@pytest.mark.parametrize("posterior", ["none", "laplace", "swag"])
+def test_toml_resolves_to_itself(system: str, model: str, schedule: str, posterior: str) -> None:
     given = GIVEN[system] | {"model": {"kind": model}, "schedule": {"kind": schedule}}
+    given["posterior"] = {"kind": posterior}
     config = resolve(given)
     assert resolve(tomllib.loads(to_toml(config))) == config
     assert config.system.kind == system
@@ -82,6 +84,15 @@ REFUSED = {
         r"model\.share: expected only with model\.kind basins, got it with gaussian",
     ),
     "another schedule's": ({"schedule": {"until": 0.5}}, r"schedule\.until: expected only with"),
+    "another posterior's": (
+        {"posterior": {"kind": "swag", "structure": "full"}},
+        r"posterior\.structure: expected only with posterior\.kind laplace, got it with swag",
+    ),
+    "more draws than samples": (
+        {"posterior": {"kind": "swag", "weight_draws": 9}, "predict": {"num_samples": 8}},
+        r"posterior\.weight_draws: expected at most 8",
+    ),
+    "device": ({"run": {"device": "tpu"}}, r"run\.device: expected one of cpu, cuda, got 'tpu'"),
     "coordinates": ({"coordinates": {"kind": "internal"}}, r"expected identity for double-well"),
 }
 

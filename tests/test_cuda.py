@@ -12,8 +12,10 @@ from pyrocg.coordinates import CartesianCoordinates, IdentityCoordinates, Intern
 from pyrocg.decoders import GaussianDecoder
 from pyrocg.encoders import GaussianEncoder
 from pyrocg.energies.compiled import CompiledEnergy
-from pyrocg.energies.openmm import OpenMMEnergy
+from pyrocg.energies.copies import CopiesEnergy
+from pyrocg.energies.openmm import OpenMMEnergy, gpu_platform
 from pyrocg.energies.toy import DoubleWell, GaussianMixture, Harmonic, ManyWell, MuellerBrown
+from pyrocg.molecules import peptide
 from pyrocg.objectives import PathGradientELBO
 from pyrocg.priors import FlowPrior, GaussianMixturePrior, StandardNormalPrior, TorusPrior
 from pyrocg.target import BoltzmannTarget
@@ -55,8 +57,12 @@ def test_toy_energies(name):
 
 @pytest.mark.parametrize(
     "engine",
-    [CompiledEnergy, lambda m: OpenMMEnergy(m, platform="Reference")],
-    ids=["torch", "omm"],
+    [
+        CompiledEnergy,
+        lambda m: OpenMMEnergy(m, platform="Reference"),
+        lambda m: CopiesEnergy(m, "Reference", copies=8),
+    ],
+    ids=["torch", "omm", "copies"],
 )
 def test_molecular_energies(engine):
     torch.manual_seed(0)
@@ -66,6 +72,18 @@ def test_molecular_energies(engine):
     x = x + 0.002 * torch.randn(8, *x.shape, dtype=F64)
     on_cpu = energy_and_gradient(energy, x)
     agree(on_cpu, energy_and_gradient(energy.cuda(), x.cuda()), rtol=1e-8, atol=1e-6)
+
+
+@pytest.mark.skipif(gpu_platform() is None, reason="OpenMM has no GPU platform here")
+@pytest.mark.parametrize("make", [alanine_dipeptide, lambda: peptide("AAA")], ids=["obc", "gbn2"])
+def test_copies_on_a_gpu_have_the_forces_of_the_reference_platform(make):
+    torch.manual_seed(0)
+    molecule = make()
+    x = torch.tensor(molecule.positions)
+    x = (x + 0.005 * torch.randn(1500, *x.shape, dtype=F64)).numpy()
+    forces = CopiesEnergy(molecule, gpu_platform()).forces(x)[::97]
+    _, expected = OpenMMEnergy(molecule, platform="Reference").energy_and_forces(x[::97])
+    assert abs(forces - expected).max() <= 1e-6 * abs(expected).max()
 
 
 @pytest.mark.parametrize("kind", [InternalCoordinates, CartesianCoordinates])

@@ -1,4 +1,5 @@
 import math
+from itertools import pairwise
 
 import pyro
 import pytest
@@ -23,9 +24,9 @@ def roughened(module, size=0.3):
     return module.double()
 
 
-def coupling_decoder(n_components=3, circular=CIRCULAR, latent_dim=2):
+def coupling_decoder(n_components=3, circular=CIRCULAR, latent_dim=2, **options):
     torch.manual_seed(2)
-    decoder = CouplingDecoder(circular, latent_dim, n_components, 3, (8,), (6,)).double()
+    decoder = CouplingDecoder(circular, latent_dim, n_components, 3, (8,), (6,), **options).double()
     groups, n = max(1, n_components), len(circular)
     root = torch.eye(n) + 0.4 * torch.randn(groups, n, n, dtype=F64)
     loadings = 0.3 * torch.randn(groups, latent_dim, n, dtype=F64)
@@ -34,19 +35,21 @@ def coupling_decoder(n_components=3, circular=CIRCULAR, latent_dim=2):
 
 
 CASES = {
-    "mixed": (3, CIRCULAR),
-    "no components": (0, CIRCULAR),
-    "real only": (2, torch.zeros(4, dtype=torch.bool)),
-    "one real": (2, torch.tensor([False, True])),
-    "circular only": (2, torch.ones(3, dtype=torch.bool)),
+    "mixed": (3, CIRCULAR, {}),
+    "no components": (0, CIRCULAR, {}),
+    "real only": (2, torch.zeros(4, dtype=torch.bool), {}),
+    "one real": (2, torch.tensor([False, True]), {}),
+    "circular only": (2, torch.ones(3, dtype=torch.bool), {}),
+    "chain": (3, CIRCULAR, {"chain": torch.tensor([3]), "labels": torch.randn(3, 2)}),
+    "whole chain": (0, torch.ones(3, dtype=torch.bool), {"chain": torch.tensor([1, 2, 0])}),
 }
 
 
 @pytest.fixture(params=CASES)
 def conditional(request):
     """A coupling decoder's distribution given 6 latents."""
-    n_components, circular = CASES[request.param]
-    decoder = coupling_decoder(n_components, circular)
+    n_components, circular, options = CASES[request.param]
+    decoder = coupling_decoder(n_components, circular, **options)
     k = torch.arange(6) % n_components if n_components else None
     return decoder(torch.randn(6, 2, dtype=F64), k)
 
@@ -78,8 +81,11 @@ def test_both_densities_have_the_same_gradients(conditional):
 def noise_to_u(decoder, z, k, noise):
     """The map of the formula, written out again from the decoder's parts, without wrapping."""
     n_circular = len(decoder.circular_index)
-    torsions = decoder.torsions(z, k)
-    tau = torsions.loc + moebius(torsions.scale * noise[:n_circular], torsions.omega)[0]
+    tau = noise[:0]
+    for block, (first, last) in enumerate(pairwise(decoder.edges)):
+        torsions = decoder.torsions(z, k, tau, block)
+        step = moebius(torsions.scale * noise[first:last], torsions.omega)[0]
+        tau = torch.cat([tau, torsions.loc + step])
     xi, condition = noise[n_circular:], decoder.condition(tau, z, k)
     for coupling in decoder.couplings:
         xi, _ = coupling(xi, condition)
@@ -87,8 +93,9 @@ def noise_to_u(decoder, z, k, noise):
     return torch.cat([tau, v])[decoder.order]
 
 
-def test_density_is_that_of_the_noise_over_the_jacobian():
-    decoder = coupling_decoder()
+@pytest.mark.parametrize("chain", [[], [3], [3, 1]])
+def test_density_is_that_of_the_noise_over_the_jacobian(chain):
+    decoder = coupling_decoder(chain=torch.tensor(chain, dtype=torch.long))
     with torch.no_grad():  # narrow, so that one image of the wrapped normal is all of it
         decoder.log_scale.fill_(-3.0)
     z, k = torch.randn(2, dtype=F64), torch.tensor(1)
@@ -103,7 +110,7 @@ def test_density_is_that_of_the_noise_over_the_jacobian():
 def test_a_large_moebius_parameter_is_finite_in_single_precision():
     decoder = coupling_decoder().float()
     with torch.no_grad():
-        decoder.torsion_network.layers[-1].bias.fill_(1e5)
+        decoder.torsion_networks[0].layers[-1].bias.fill_(1e5)
     u = (drawn := decoder(torch.zeros(1000, 2), torch.zeros(1000, dtype=torch.long))).rsample()
     assert bool(drawn.log_prob(u).isfinite().all())
 
@@ -163,6 +170,28 @@ def test_start_linear_has_the_right_moments_with_circular_coordinates():
         given_z = u[:, CIRCULAR] - z @ loadings[k][:, CIRCULAR]
         expected = covariance[k].diagonal()[CIRCULAR].diag()
         torch.testing.assert_close(given_z.T.cov(), expected, atol=1e-5, rtol=0.02)
+
+
+def test_torsions_of_a_chain_start_with_their_correlations():
+    mean, loadings, covariance = linear_gaussian()
+    covariance[:, 1, 3] = covariance[:, 3, 1] = (
+        0.6 * (covariance[:, 1, 1] * covariance[:, 3, 3]) ** 0.5
+    )
+    covariance = covariance + 1e-3 * torch.eye(5, dtype=F64)
+    decoder = CouplingDecoder(CIRCULAR, 2, 2, 4, (8,), chain=torch.tensor([3, 1])).double()
+    decoder.start_linear(mean, loadings, covariance)
+    torch.manual_seed(0)
+    z, k = torch.randn(200_000, 2, dtype=F64), torch.ones(200_000, dtype=torch.long)
+    u = decoder(z, k).sample()
+    marginal = covariance[1] + loadings[1].T @ loadings[1]
+    torch.testing.assert_close(u.mean(0), mean[1], atol=1e-3, rtol=0)
+    torch.testing.assert_close(u.T.cov(), marginal, atol=6e-5, rtol=0.03)
+
+
+@pytest.mark.parametrize("chain", [[0], [1, 1]])
+def test_a_chain_is_of_different_circular_coordinates(chain):
+    with pytest.raises(ValueError, match="expected a chain of different circular coordinates"):
+        CouplingDecoder(CIRCULAR, 2, 2, chain=torch.tensor(chain))
 
 
 def test_samples_of_all_components_and_batches():

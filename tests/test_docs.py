@@ -39,10 +39,12 @@ def test_the_configuration_file_is_valid():
 
 def test_commands_parse():
     """Every pyrocg command in the documentation has options that exist."""
-    from pyrocg.cli import _parser
+    from pyrocg.arguments import make_parser
+    from pyrocg.cli import COMMANDS
 
+    parser = make_parser(COMMANDS)
     text = "\n".join(body for page in PAGES for body in blocks(page, "console"))
     commands = re.findall(r"(?:^\$ |&& )pyrocg ([^&\n#]*)", text, re.MULTILINE)
     assert len(commands) > 10
     for command in commands:
-        _parser().parse_args(command.split())
+        parser.parse_args(command.split())

@@ -59,7 +59,8 @@ def test_weights_that_know_the_observable_cost_more():
     mu = (w @ f / w.sum()).item()
     exact = w.square() @ (f - mu).square() / w.sum() ** 2
     ideal = w @ (f - mu).square() / w.sum() / len(w)
-    fraction = equal_weight_fraction(w, (f - mu)[:, None])
+    one = torch.zeros(len(w), dtype=torch.long)
+    fraction = equal_weight_fraction(w, (f - mu)[:, None], one)
     assert fraction.item() == pytest.approx((ideal / exact).item())
     (found,) = sample(w).means([X], [f])
     assert found.monte_carlo == pytest.approx(ideal.sqrt().item(), rel=0.1)
@@ -70,12 +71,14 @@ def test_parts_of_bins_are_those_of_their_indicators():
     generator = torch.Generator().manual_seed(1)
     weights = torch.rand(500, generator=generator).double()
     index = torch.randint(-1, 4, (500,), generator=generator)
+    stratum = torch.randint(0, 3, (500,), generator=generator)
     made = sample(weights)
+    made = replace(made, bootstrap=replace(made.bootstrap, stratum=stratum))
     p = torch.zeros(4).double().index_add_(0, index[index >= 0], weights[index >= 0])
     p = p / p.sum()
     influence = (index[:, None] == torch.arange(4)).double() - p
     influence[index < 0] = 0.0
-    expected = equal_weight_fraction(weights, influence)
+    expected = equal_weight_fraction(weights, influence, stratum)
     torch.testing.assert_close(made._bin_fraction(index, p), expected)
 
 

@@ -2,14 +2,18 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from extended_models import rotor_model
+from pyro import poutine
 from pyro.infer import SVI, Trace_ELBO
 from torch import nn
 from toy_models import gaussian_model, solved_model
 
 from pyrocg.cgmodel import CoarseGrainedModel
 from pyrocg.coordinates import IdentityCoordinates
+from pyrocg.decoders import CouplingDecoder
 from pyrocg.energies.toy import DoubleWell
-from pyrocg.objectives import ForwardKLELBO, PathGradientELBO
+from pyrocg.objectives import AnalyticEntropyELBO, ForwardKLELBO, PathGradientELBO
+from pyrocg.priors import GaussianMixturePrior
 from pyrocg.target import BoltzmannTarget
 
 
@@ -186,3 +190,144 @@ def test_forward_kl_refuses_sites_outside_the_plate():
 
     with pytest.raises(ValueError, match="one plate"):
         ForwardKLELBO().differentiable_loss(guide, guide, 3)
+
+
+# AnalyticEntropyELBO
+
+
+class LinearGuide(nn.Module):
+    """z ~ N(0, 1), u ~ N(w z + b, s²) in a plate: all in closed form."""
+
+    def __init__(self):
+        super().__init__()
+        self.w = nn.Parameter(torch.tensor(0.7).double())
+        self.b = nn.Parameter(torch.tensor(-0.4).double())
+        self.log_s = nn.Parameter(torch.tensor(-0.2).double())
+
+    def forward(self, n):
+        pyro.module("linear", self)
+        with pyro.plate("samples", n):
+            z = pyro.sample("z", dist.Normal(torch.zeros((), dtype=torch.float64), 1.0))
+            return pyro.sample("u", dist.Normal(self.w * z + self.b, self.log_s.exp()))
+
+
+def linear_target(n):
+    """exp(-u²/2) and an encoder z ~ N(u/2, 1)."""
+    zero = torch.zeros((), dtype=torch.float64)
+    with pyro.plate("samples", n):
+        u = pyro.sample("u", dist.Normal(zero, 1.0).mask(False))
+        pyro.factor("boltzmann", -0.5 * u.square())
+        pyro.sample("z", dist.Normal(0.5 * u, 1.0))
+
+
+def linear_elbo(w, b, log_s):
+    """Of the pair above: E[-u²/2 - (z - u/2)²/2 - log(2π)/2] and entropies of z and u given z."""
+    s2 = torch.exp(2 * log_s)
+    second = w**2 + b**2 + s2
+    miss = (1 - w / 2) ** 2 + (b**2 + s2) / 4
+    two_pi = torch.tensor(2 * torch.pi).double().log()
+    return -0.5 * second - 0.5 * miss - 0.5 * two_pi + (1 + two_pi) + log_s
+
+
+def test_analytic_entropy_is_exact_for_a_linear_normal_pair():
+    torch.manual_seed(0)
+    guide, n = LinearGuide(), 400_000
+    exact = [p.detach().clone().requires_grad_() for p in (guide.w, guide.b, guide.log_s)]
+    expected = linear_elbo(*exact)
+    value = -AnalyticEntropyELBO().differentiable_loss(linear_target, guide, n) / n
+    assert value.item() == pytest.approx(expected.item(), abs=0.006)
+    found = torch.autograd.grad(value, list(guide.parameters()))
+    for gradient, known in zip(found, torch.autograd.grad(expected, exact), strict=True):
+        assert gradient.item() == pytest.approx(known.item(), abs=0.01)
+
+
+def test_analytic_entropy_has_the_gradients_of_trace_elbo_draw_by_draw_for_normal_guides():
+    torch.manual_seed(0)
+    cg = gaussian_model().double()
+    value, analytic = gradients(cg, AnalyticEntropyELBO(), 16)
+    plain_value, plain = gradients(cg, Trace_ELBO(), 16)
+    assert value.item() != pytest.approx(plain_value.item(), abs=1e-3)
+    torch.testing.assert_close(analytic, plain)
+
+
+def test_analytic_entropy_values_are_noisy_where_log_weights_are_constant():
+    torch.manual_seed(0)
+    cg = solved_model()
+    spread = {}
+    for loss in (AnalyticEntropyELBO(), Trace_ELBO(), PathGradientELBO()):
+        values = torch.stack([gradients(cg, loss, 8, seed)[0].detach() for seed in range(40)])
+        spread[type(loss)] = values.std()
+        assert values.mean().item() == pytest.approx(
+            -cg.target.energy.log_z(), abs=max(1e-9, 4 * values.std().item() / 40**0.5)
+        )
+    assert spread[Trace_ELBO] < 1e-9  # every log weight of the exact model is log Z
+    assert spread[AnalyticEntropyELBO] > 0.1
+
+
+def circular_model(prior=None):
+    """Couplings, a Möbius map and a mixture latent, away from where they start."""
+    torch.manual_seed(0)
+    cg = rotor_model(1.5)
+    circular = cg.coordinates.circular
+    cg.guide.decoder = CouplingDecoder(circular, 1, n_couplings=2, hidden=(8,))
+    cg.guide.prior = prior or cg.guide.prior
+    with torch.no_grad():
+        for parameter in cg.guide.decoder.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+        cg.guide.decoder.log_scale.fill_(0.5)  # so wide that the circle matters
+    return cg.double()
+
+
+def test_analytic_entropy_is_unbiased_for_couplings_and_circles():
+    cg, n = circular_model(), 60_000
+    value, analytic = gradients(cg, AnalyticEntropyELBO(), n)
+    plain_value, plain = gradients(cg, Trace_ELBO(), n)
+    assert value.item() == pytest.approx(plain_value.item(), abs=0.04)
+    analytic, plain = (torch.cat([g.flatten() for g in part]) for part in (analytic, plain))
+    assert not torch.allclose(analytic, plain)
+    assert ((analytic - plain).norm() / plain.norm()).item() < 0.03
+
+
+def test_analytic_entropy_of_the_recommended_model():
+    torch.manual_seed(0)
+    target = BoltzmannTarget(DoubleWell(), beta=1.0)
+    cg = CoarseGrainedModel.from_basins(
+        target, IdentityCoordinates(2), latent_dim=1, n_couplings=2, hidden=(8,), n_modes=2
+    ).double()
+    with torch.no_grad():
+        for parameter in cg.parameters():
+            parameter.add_(0.2 * torch.randn_like(parameter))
+    value, analytic = gradients(cg, AnalyticEntropyELBO(), 20_000)
+    plain_value, plain = gradients(cg, Trace_ELBO(), 20_000)
+    torch.testing.assert_close(analytic, plain)  # all noise is normal
+    assert value.item() == pytest.approx(plain_value.item(), abs=0.1)
+
+
+def test_analytic_entropy_trains():
+    pyro.clear_param_store()
+    torch.manual_seed(0)
+    cg = gaussian_model()
+    svi = SVI(cg.model, cg.guide, pyro.optim.Adam({"lr": 1e-2}), loss=AnalyticEntropyELBO())
+    before = svi.evaluate_loss(2000)
+    for _ in range(60):
+        svi.step(32)
+    assert svi.evaluate_loss(2000) < before - 500.0
+    assert len(pyro.get_param_store()) == 0
+
+
+def test_analytic_entropy_keeps_scales():
+    torch.manual_seed(0)
+    guide, scaled = LinearGuide(), poutine.scale
+    losses = []
+    for factor in (1.0, 3.0):
+        torch.manual_seed(1)
+        pair = (scaled(linear_target, factor), scaled(guide, factor))
+        losses.append(AnalyticEntropyELBO().differentiable_loss(*pair, 10))
+    torch.testing.assert_close(losses[1], 3 * losses[0])
+
+
+def test_analytic_entropy_refuses_what_has_no_closed_form():
+    mixture = GaussianMixturePrior(1, 3)
+    cg = circular_model(mixture)
+    with pytest.raises(ValueError, match="closed form, got MixtureOfDiagNormals"):
+        AnalyticEntropyELBO()(cg.model, cg.guide)(4)

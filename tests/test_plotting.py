@@ -162,7 +162,7 @@ def test_pages_for_every_kind_of_prediction(latent_dim: int, mixed: bool, angles
     made = prediction(latent_dim, mixed, angles)
     counts = np.random.default_rng(0).integers(0, 9, (12, 12)).astype(float)
     pages = prediction_pages(made, kt=2.74, phi_psi=counts)
-    expected = {"weights.png", "observables.png", "latent.png"}
+    expected = {"weights.png", "observables.png", "latent.png", "uncertainty.png"}
     expected |= {"ramachandran.png", "free_energy.png"} if angles else set()
     expected |= {"components.png"} if mixed else set()
     assert set(pages) == expected
@@ -170,6 +170,22 @@ def test_pages_for_every_kind_of_prediction(latent_dim: int, mixed: bool, angles
         figure.draw_without_rendering()
         labels = [label for ax in figure.axes for label in (ax.get_xlabel(), ax.get_ylabel())]
         assert any(labels)
+
+
+def test_the_parts_of_the_variance_add_up_to_all_of_it() -> None:
+    made = prediction(1, mixed=False, angles=True)
+    figure = prediction_pages(made)["uncertainty.png"]
+    names = [o.name for o in made.observables]
+    for ax, corrected in zip(figure.axes, (False, True), strict=True):
+        assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == names
+        assert len(ax.patches) == 3 * len(names)
+        for i, name in enumerate(names):
+            found = made.estimate(name, corrected)
+            shares = [bar.get_width() for bar in ax.patches[i :: len(names)]]
+            parts = [found.posterior, found.monte_carlo, found.weights]
+            expected = [100 * (part / found.standard_deviation) ** 2 for part in parts]
+            assert shares == pytest.approx(expected)
+            assert sum(shares) == pytest.approx(100)
 
 
 def test_importing_the_package_loads_no_matplotlib() -> None:

@@ -163,6 +163,40 @@ def test_defensive_shares_change_precision_not_averages():
     assert prediction.elbo == pytest.approx(0.0, abs=0.05)
 
 
+def separated():
+    """Two Gaussians far apart and what a trained model of them gives: shares 0.9 and 0.1."""
+    cg = mixture_model(GaussianMixture([[-6.0, 0.0], [6.0, 0.0]], 1.0, [0.9, 0.1]))
+    cg.prior.set_shares(torch.tensor([0.9, 0.1]))
+    return cg
+
+
+def test_intervals_are_within_components():
+    """The numbers of samples of the components are fixed: only the weights within them are noise.
+
+    Taking the component as random would make the population wide by 4 sqrt(0.09/1000).
+    """
+    cg, right, found = separated(), population_above(0.0), []
+    for seed in range(25):
+        prediction = predict(cg, (right, X[0]), 1000, n_draws=100, seed=seed, **QUIET)
+        plain = prediction.estimate("population_right", corrected=False)
+        both = (prediction.estimate("population_right"), prediction.estimate("x1"))
+        low, high = prediction.log_z_interval
+        held = [*(inside(e, t) for e, t in zip(both, (0.1, -4.8), strict=True)), low < 0 < high]
+        found.append([*held, inside(plain, 0.1), np.diff(both[0].interval)[0]])
+    population, mean, log_z, plain, width = np.mean(found, axis=0)
+    assert min(population, mean, log_z) >= 0.88
+    assert plain >= 0.88
+    assert width < 0.5 * 4 * math.sqrt(0.09 / 1000)
+
+
+def test_plain_shares_are_as_uncertain_as_the_weights_leave_them():
+    prediction = predict(separated(), (population_above(0.0),), 4000, n_draws=300, **QUIET)
+    (corrected, plain) = (
+        prediction.estimate("population_right", which).standard_deviation for which in (True, False)
+    )
+    assert plain == pytest.approx(corrected, rel=0.1)
+
+
 def test_warnings_tell_when_not_to_trust():
     torch.manual_seed(0)
     prediction = predict(gaussian_model(), X, 300, n_draws=20, **QUIET)

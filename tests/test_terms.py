@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from functools import partial
@@ -16,15 +17,15 @@ from pyrocg.energies.contexts import BatchContext, ContextSetup
 from pyrocg.energies.conversion import UnsupportedForceError, terms_of
 from pyrocg.energies.customgb import general_gb
 from pyrocg.energies.implicit import custom_gb as known_solvent
-from pyrocg.energies.terms import Potential
+from pyrocg.energies.terms import PairRows, Potential, by_rows
 
 N_ATOMS = 6
 COULOMB = 138.93545764438198
 
 
-def system_of(*forces: openmm.Force) -> openmm.System:
+def system_of(*forces: openmm.Force, n_atoms: int = N_ATOMS) -> openmm.System:
     system = openmm.System()
-    for _ in range(N_ATOMS):
+    for _ in range(n_atoms):
         system.addParticle(1.0)
     for force in forces:
         system.addForce(force)
@@ -232,6 +233,71 @@ def test_a_sum_is_the_sum_of_its_terms():
     parts = [potential_of(make()).energy_and_gradient(x) for make in FORCES.values()]
     torch.testing.assert_close(energy, sum(e for e, _ in parts), rtol=1e-12, atol=1e-9)
     torch.testing.assert_close(gradient, sum(g for _, g in parts), rtol=1e-12, atol=1e-8)
+
+
+@pytest.mark.parametrize("n", range(1, 10))
+def test_rows_hold_every_pair_once(n):
+    rows, atoms = PairRows.of(n), torch.arange(n)
+    second = rows.seconds(atoms[:, None].double())[..., 0]
+    assert second.shape == (n // 2, n)
+    counted = by_rows(torch.ones(n, n), empty=0.0).bool()
+    first = atoms.expand_as(second)
+    found = {frozenset((i, j)) for i, j in zip(*_both(first, second, counted), strict=True)}
+    assert found == {frozenset(p) for p in itertools.combinations(range(n), 2)}
+    assert int(counted.sum()) == n * (n - 1) // 2
+    table = torch.arange(float(n * n)).reshape(n, n)
+    assert torch.equal(by_rows(table, empty=None), table[first, second.long()])
+    assert torch.equal(by_rows(table, empty=7.0)[~counted], torch.full((int((~counted).sum()),), 7))
+    assert by_rows(torch.eye(n, dtype=torch.bool)).sum() == 0
+
+
+def _both(first, second, counted):
+    return first[counted].tolist(), second[counted].long().tolist()
+
+
+@pytest.mark.parametrize("n", range(1, 8))
+def test_what_pairs_give_to_both_atoms_is_collected(n):
+    generator = torch.Generator().manual_seed(n)
+    of_first, of_second = torch.rand(2, n // 2, n, 4, generator=generator).double()
+    expected = torch.zeros(n, 4).double()
+    for k in range(n // 2):
+        for i in range(n):
+            expected[i] += of_first[k, i]
+            expected[(i + k + 1) % n] += of_second[k, i]
+    torch.testing.assert_close(PairRows.of(n).collect(of_first, of_second), expected)
+
+
+def first_atoms(force: openmm.Force, n: int) -> openmm.Force:
+    """A force of pairs without parameters of atoms beyond the first n, and without exceptions."""
+    smaller = type(force)()
+    if isinstance(force, openmm.CustomGBForce):
+        xml = openmm.XmlSerializer.serialize(force)
+        kept, rows = [], 0
+        for line in xml.splitlines():
+            rows += "<Particle " in line
+            if "<Particle " not in line or rows <= n:
+                kept.append(line)
+        return openmm.XmlSerializer.deserialize("\n".join(kept))
+    for i in range(n):
+        smaller.addParticle(*force.getParticleParameters(i))
+    return smaller
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 4, 5])
+@pytest.mark.parametrize("name", ["nonbonded", "gbsa_obc", "hct", "gbn2", "obc2_with_salt"])
+def test_few_atoms_and_odd_numbers_of_them(name, n):
+    system = system_of(first_atoms(FORCES[name](), n), n_atoms=n)
+    potential = Potential.of(terms_of(system), n)
+    x = np.concatenate([structures(spread, 5)[:, :n] for spread in (0.02, 0.2)])
+    energies, forces = reference(system, x)
+    energy, gradient = potential.energy_and_gradient(torch.tensor(x))
+    scale = np.abs(forces).max()
+    np.testing.assert_allclose(energy, energies, rtol=1e-9, atol=1e-12 * (1 + scale))
+    np.testing.assert_allclose(-gradient, forces, rtol=0, atol=1e-10 * (scale + 1e-3))
+    x[0, 0, 1] = math.nan
+    assert torch.isnan(potential.energy_and_gradient(torch.tensor(x))[0]).tolist() == [True] + 9 * [
+        False
+    ]
 
 
 def test_a_term_has_an_energy_of_its_own():

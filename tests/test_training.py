@@ -9,18 +9,20 @@ import torch
 from pyro.infer import RenyiELBO, Trace_ELBO, TraceMeanField_ELBO
 from toy_models import gaussian_model, solved_model
 
-from pyrocg import training
 from pyrocg.basins import find_basins
 from pyrocg.cgmodel import CoarseGrainedModel
 from pyrocg.checkpoint import load_state
 from pyrocg.coordinates import IdentityCoordinates
 from pyrocg.energies.abstract import Energy
 from pyrocg.energies.toy import DoubleWell, GaussianMixture
+from pyrocg.losses import WeightPriorELBO
 from pyrocg.objectives import PathGradientELBO
+from pyrocg.optimization import warmup_cosine
 from pyrocg.target import BoltzmannTarget
 from pyrocg.tempering import AdaptiveSchedule, FixedSchedule, LinearSchedule
 from pyrocg.training import fit
-from pyrocg.weight_priors import ARDWeightPrior, GaussianWeightPrior, WeightPriorELBO
+from pyrocg.training_loop import TrainingLoop
+from pyrocg.weight_priors import ARDWeightPrior, GaussianWeightPrior
 
 QUICK = {"steps": 40, "num_samples": 16, "evaluate_every": 10, "evaluate_samples": 64}
 QUIET = {"progress": False}
@@ -86,7 +88,7 @@ class Killed(BaseException):
 
 def killed_at(step, monkeypatch):
     """Let the next run save after every step and die in the given one."""
-    plain, calls = training._Run._step, []
+    plain, calls = TrainingLoop._step, []
 
     def deadly(run):
         calls.append(run)
@@ -94,12 +96,13 @@ def killed_at(step, monkeypatch):
             raise Killed
         plain(run)
 
-    monkeypatch.setattr(training._Run, "_step", deadly)
+    monkeypatch.setattr(TrainingLoop, "_step", deadly)
 
 
 @pytest.mark.parametrize("make", [model, mixture_model])
 @pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("step", [7, 30])
+@pytest.mark.filterwarnings("ignore:t was forced")  # too few evaluations for this start
 def test_a_killed_run_continues_to_the_same_numbers(make, schedule, step, tmp_path, monkeypatch):
     options = QUICK | QUIET | {"schedule": SCHEDULES[schedule], "checkpoint_seconds": 0.0}
     whole = fit(make(), **options, checkpoint=tmp_path / "whole.pt")
@@ -128,7 +131,7 @@ def test_a_run_killed_before_its_shares_are_set_gets_them_on_resumption(tmp_path
         raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr(training._Run, "_balance", die)
+        patch.setattr(TrainingLoop, "_balance", die)
         with pytest.raises(Killed):
             fit(mixture_model(), **options, checkpoint=path)
     same(whole, fit(mixture_model(), **options, checkpoint=path))
@@ -241,12 +244,12 @@ def test_other_losses_and_optimisers():
 
 
 def test_learning_rate_warms_up_and_falls_to_zero():
-    factor = training._warmup_cosine(steps=100, warmup=0.1)
+    factor = warmup_cosine(steps=100, warmup=0.1)
     assert [factor(i) for i in range(10)] == sorted(factor(i) for i in range(10))
     assert factor(0) == pytest.approx(0.1)
     assert factor(100) == 0.0
     assert max(map(factor, range(101))) <= 1.0
-    assert training._warmup_cosine(100, 0.0)(0) == 1.0
+    assert warmup_cosine(100, 0.0)(0) == 1.0
 
 
 # Best state and early stopping
@@ -290,14 +293,14 @@ def test_shares_become_the_parts_of_z():
 
 def watch_shares(monkeypatch, cg, **options):
     """The shares that each step is taken with."""
-    seen, plain = [], training._Run._step
+    seen, plain = [], TrainingLoop._step
 
     def watching(run):
         seen.append(run.model.prior.shares.tolist())
         plain(run)
 
     with monkeypatch.context() as patch:
-        patch.setattr(training._Run, "_step", watching)
+        patch.setattr(TrainingLoop, "_step", watching)
         fit(cg, **options, **QUIET)
     return seen
 

@@ -17,6 +17,7 @@ from pyrocg.coordinates import IdentityCoordinates
 from pyrocg.decoders import GaussianDecoder
 from pyrocg.encoders import GaussianEncoder
 from pyrocg.energies.toy import Harmonic
+from pyrocg.losses import WeightPriorELBO
 from pyrocg.objectives import PathGradientELBO
 from pyrocg.priors import StandardNormalPrior
 from pyrocg.target import BoltzmannTarget
@@ -24,7 +25,6 @@ from pyrocg.training import fit
 from pyrocg.weight_priors import (
     ARDWeightPrior,
     GaussianWeightPrior,
-    WeightPriorELBO,
     count_switched_off,
     log_prior,
     prior_precision,

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from pyrocg.energies.terms import Pairs, PairTerm, Record
+from pyrocg.energies.terms import Pairs, PairTerm, Record, by_rows
 
 __all__ = [
     "BornRadii",
@@ -22,7 +23,11 @@ __all__ = [
     "SaltPolarization",
     "SphereDescreening",
     "UnburiedDescreening",
+    "both_ways",
 ]
+
+_UNREACHED = 1e3
+"""nm; nothing comes as close to an atom as such a radius."""
 
 
 class Descreening(Record, ABC):
@@ -30,8 +35,8 @@ class Descreening(Record, ABC):
 
     @abstractmethod
     def pairwise(self, pairs: Pairs) -> tuple[Tensor, Tensor]:
-        r""":math:`H_{ij}`, 1/nm, and :math:`(\partial H_{ij} / \partial r_{ij}) / r_{ij}` of every
-        ordered pair, (n_atoms, n_atoms, batch)."""
+        r""":math:`H`, 1/nm, and :math:`(\partial H / \partial r) / r` of every pair, by the second
+        atom of the first or the other way round, (n_rows, n_atoms, batch)."""
 
 
 class BornRadii(Record, ABC):
@@ -47,12 +52,12 @@ class Polarization(Record):
     r"""Charges in water, :math:`W(f) = q / f`."""
 
     charge: Tensor
-    """:math:`q_{ij}`, (n_atoms, n_atoms), kJ/mol nm, zero on the diagonal"""
+    """:math:`q_{ij}`, (n_rows, n_atoms), kJ/mol nm, zero where a row is empty"""
     self_charge: Tensor
     """:math:`q_{ii}`, (n_atoms,), kJ/mol nm"""
 
     def of_pairs(self, inverse_f: Tensor) -> tuple[Tensor, Tensor]:
-        """W and -W'(f)/f, (n_atoms, n_atoms, batch) each."""
+        """W and -W'(f)/f, (n_rows, n_atoms, batch) each."""
         energy = self.charge[:, :, None] * inverse_f
         return energy, energy * (inverse_f * inverse_f)
 
@@ -67,7 +72,7 @@ class SaltPolarization(Polarization):
     r"""Charges in salt water, :math:`W(f) = (q - p e^{-\kappa f}) / f`."""
 
     salt_charge: Tensor
-    """:math:`p_{ij}`, (n_atoms, n_atoms), kJ/mol nm, zero on the diagonal"""
+    """:math:`p_{ij}`, (n_rows, n_atoms), kJ/mol nm, zero where a row is empty"""
     salt_self_charge: Tensor
     """:math:`p_{ii}`, (n_atoms,), kJ/mol nm"""
     kappa: Tensor
@@ -99,7 +104,9 @@ class GeneralizedBorn(PairTerm):
     reaches_all: ClassVar[bool] = True
 
     descreening: Descreening
-    """:math:`H`"""
+    """:math:`H_{ij}`, of the first atom of a pair by the second"""
+    reverse: Descreening
+    """:math:`H_{ji}`, of the second by the first"""
     radii: BornRadii
     """:math:`B`"""
     polarization: Polarization
@@ -110,27 +117,26 @@ class GeneralizedBorn(PairTerm):
     r""":math:`s_i`, usually :math:`4 \pi \gamma (R_i + 0.14)^2`, (n_atoms,), kJ/mol"""
 
     def pairwise(self, pairs: Pairs) -> tuple[Tensor, Tensor]:
-        descreening, bend = self.descreening.pairwise(pairs)
-        inverse_born, sensitivity = self.radii.inverse(descreening.sum(1))
+        collect, seconds = pairs.rows.collect, pairs.rows.seconds
+        of_first, bend = self.descreening.pairwise(pairs)
+        of_second, reverse_bend = self.reverse.pairwise(pairs)
+        inverse_born, sensitivity = self.radii.inverse(collect(of_first, of_second))
         born = 1.0 / inverse_born
-        product = born[:, None] * born[None, :]
-        exponent = (0.25 * pairs.squared) * (inverse_born[:, None] * inverse_born[None, :])
+        other, inverse_other = seconds(born), seconds(inverse_born)
+        exponent = (0.25 * pairs.squared) * (inverse_born * inverse_other)
         decay = torch.exp(-exponent)
-        inverse_f = torch.rsqrt(pairs.squared + product * decay)
+        inverse_f = torch.rsqrt(pairs.squared + born * other * decay)
         polar, polar_slope = self.polarization.of_pairs(inverse_f)
-        by_radius = (polar_slope * decay * (1.0 + exponent) * born[None, :]).sum(1)
+        by_product = polar_slope * decay * (1.0 + exponent)
+        by_radius = collect(by_product * other, by_product * born)
         ratio = self.radius[:, None] * inverse_born
         ratio3 = ratio * ratio * ratio
         surface = self.surface[:, None] * ratio3 * ratio3
         own, own_slope = self.polarization.of_atoms(inverse_born)
-        energy = 0.5 * polar.sum((0, 1)) + (surface + own).sum(0)
+        energy = polar.sum(0).sum(0) + (surface + own).sum(0)
         # dU/dB, then dB/d(sum of H), then dH/dr
         chain = -(0.5 * by_radius * born + 6.0 * surface + own_slope) * born * sensitivity
-        slope = (
-            polar_slope * (0.25 * decay - 1.0)
-            + chain[:, None] * bend
-            + (chain[None, :] * bend.transpose(0, 1))
-        )
+        slope = polar_slope * (0.25 * decay - 1.0) + chain * bend + seconds(chain) * reverse_bend
         return energy, slope
 
 
@@ -142,10 +148,10 @@ class SphereDescreening(Descreening):
     """
 
     inner: Tensor
-    r""":math:`\rho_i` of pair (i, j), (n_atoms, n_atoms), nm; on the diagonal so large that no
-    atom descreens itself"""
+    r""":math:`\rho_i` of pair (i, j), (n_rows, n_atoms), nm; where a row is empty, so large that
+    nothing reaches there"""
     outer: Tensor
-    r""":math:`s_j \rho_j` of pair (i, j), (n_atoms, n_atoms), nm"""
+    r""":math:`s_j \rho_j` of pair (i, j), (n_rows, n_atoms), nm"""
 
     def pairwise(self, pairs: Pairs) -> tuple[Tensor, Tensor]:
         inner, outer = self.inner[:, :, None], self.outer[:, :, None]
@@ -190,11 +196,11 @@ class NeckDescreening(UnburiedDescreening):
     """
 
     depth: Tensor
-    """:math:`m`, (n_atoms, n_atoms), 1/nm, zero on the diagonal"""
+    """:math:`m`, (n_rows, n_atoms), 1/nm, zero where a row is empty"""
     peak: Tensor
-    """:math:`d`, (n_atoms, n_atoms), nm"""
+    """:math:`d`, (n_rows, n_atoms), nm"""
     reach: Tensor
-    """:math:`c`, (n_atoms, n_atoms), nm"""
+    """:math:`c`, (n_rows, n_atoms), nm"""
     square: Tensor
     """:math:`a`, (), 1/nm^2"""
     sixth: Tensor
@@ -210,6 +216,23 @@ class NeckDescreening(UnburiedDescreening):
         neck = neck * per
         fall = neck * per * x * (2.0 * self.square + 6.0 * x4)
         return value + neck, bend - fall * pairs.inverse
+
+
+def both_ways(
+    make: Callable[..., Descreening], inner: Tensor, *tables: Tensor
+) -> tuple[Descreening, Descreening]:
+    """Descreening of first atoms by second ones, and the reverse.
+
+    Args:
+        make: makes either of ``inner`` and ``tables`` in rows.
+        inner: see :class:`SphereDescreening`, of ordered pairs, (n_atoms, n_atoms), nm.
+        tables: other parameters of ordered pairs, (n_atoms, n_atoms).
+    """
+    first, reverse = (
+        make(by_rows(own, _UNREACHED), *map(by_rows, others))
+        for own, others in ((inner, tables), (inner.T, [table.T for table in tables]))
+    )
+    return first, reverse
 
 
 @dataclass(frozen=True, eq=False)

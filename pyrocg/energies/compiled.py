@@ -12,7 +12,7 @@ from torch import Tensor
 from pyrocg.energies.abstract import Energy, names_of_atoms
 from pyrocg.energies.contexts import BatchContext, ContextSetup
 from pyrocg.energies.conversion import UnsupportedForceError, terms_of
-from pyrocg.energies.program import Program
+from pyrocg.energies.program import Program, weighted
 from pyrocg.energies.terms import Potential
 
 if TYPE_CHECKING:
@@ -82,11 +82,11 @@ class CompiledEnergy(Energy):
         return _EnergyFunction.apply(x, self._evaluate)
 
     def _evaluate(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Energies (batch,) and gradients (3, n_atoms, batch) in the precision computed in."""
+        """Energies (batch,) and gradients (batch, n_atoms, 3) in the precision computed in."""
         dtype = self.dtype or (x.dtype if x.dtype == torch.float64 else torch.float32)
         key = dtype, x.device
         if key not in self._programs:
-            self._programs[key] = Program(self._potential.to(*key), self.compile)
+            self._programs[key] = Program(self._potential, *key, self.compile)
         return self._programs[key](x)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -120,10 +120,7 @@ class _GradientFunction(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, grad_output: Tensor, gradient: Tensor, x: Tensor) -> Tensor:
-        weight = grad_output.to(gradient.dtype)
-        # an infinite force times a zero weight is NaN, but a capped energy means 0
-        weighted = torch.where(weight == 0, 0.0, weight * gradient)
-        return weighted.permute(2, 1, 0).to(x.dtype).contiguous()
+        return weighted(gradient, grad_output, x.dtype)
 
     @staticmethod
     def backward(ctx: Any, *_: Tensor) -> None:
@@ -171,25 +168,50 @@ def molecular_energy(molecule: Molecule, engine: str = "auto") -> Energy:
 
     Args:
         molecule: what to evaluate.
-        engine: ``"compiled"``, ``"openmm"``, or ``"auto"``: compiled if every force of the System
-            has a compiled form, else OpenMM.
+        engine: ``"compiled"``, ``"openmm"``, ``"copies"``
+            (:class:`~pyrocg.energies.copies.CopiesEnergy`), or ``"auto"``: compiled if every force
+            of the System has a compiled form, else copies on a GPU where they are exact, else
+            OpenMM.
 
     Raises:
-        UnsupportedForceError: the compiled engine was asked for and a force is not covered.
+        UnsupportedForceError: an engine was asked for that does not cover a force.
         ValueError: the engine is unknown.
     """
+    from pyrocg.energies.copies import CopiesEnergy
     from pyrocg.energies.openmm import OpenMMEnergy
 
     if engine == "compiled":
         return _with_reason(CompiledEnergy(molecule), "asked for")
     if engine == "openmm":
         return _with_reason(OpenMMEnergy(molecule), "asked for")
-    if engine != "auto":
-        raise ValueError(f"expected engine 'auto', 'compiled' or 'openmm', got {engine!r}")
+    if engine not in ("auto", "copies"):
+        expected = "'auto', 'compiled', 'openmm' or 'copies'"
+        raise ValueError(f"expected engine {expected}, got {engine!r}")
     try:
-        return _with_reason(CompiledEnergy(molecule), "every force has a compiled form")
+        whole = CompiledEnergy(molecule)
     except UnsupportedForceError as error:
-        return _with_reason(OpenMMEnergy(molecule), str(error))
+        if engine == "auto":
+            return _uncompiled(molecule, str(error))
+        return _with_reason(CopiesEnergy(molecule), "asked for")
+    if engine == "auto":
+        return _with_reason(whole, "every force has a compiled form")
+    return _with_reason(CopiesEnergy(molecule, energies=whole), "asked for")
+
+
+def _uncompiled(molecule: Molecule, reason: str) -> Energy:
+    """Copies on a GPU where there is one and they are exact, else one molecule at a time."""
+    from openmm import OpenMMException
+
+    from pyrocg.energies.copies import CopiesEnergy
+    from pyrocg.energies.openmm import OpenMMEnergy, gpu_platform
+
+    if platform := gpu_platform():
+        try:
+            alone = OpenMMEnergy(molecule)
+            return _with_reason(CopiesEnergy(molecule, platform, energies=alone), reason)
+        except (UnsupportedForceError, RuntimeError, OpenMMException) as error:
+            reason = f"{reason}; no copies on {platform}: {error}"
+    return _with_reason(OpenMMEnergy(molecule), reason)
 
 
 def _with_reason(energy: Energy, reason: str) -> Energy:

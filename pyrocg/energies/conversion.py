@@ -11,20 +11,26 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pyrocg.energies.bonded import HarmonicAngles, HarmonicBonds, PeriodicTorsions, RBTorsions
-from pyrocg.energies.born import GeneralizedBorn, Polarization, RescaledRadii, SphereDescreening
+from pyrocg.energies.born import (
+    GeneralizedBorn,
+    Polarization,
+    RescaledRadii,
+    SphereDescreening,
+    both_ways,
+)
 from pyrocg.energies.cmap import cmap_torsions
 from pyrocg.energies.customforces import (
     custom_angles,
     custom_bonds,
     custom_compounds,
     custom_externals,
-    custom_pairs,
     custom_torsions,
 )
 from pyrocg.energies.customgb import general_gb
+from pyrocg.energies.custompairs import custom_pairs
 from pyrocg.energies.implicit import custom_gb
 from pyrocg.energies.nonbonded import CutoffNonbonded, Nonbonded, SwitchedNonbonded
-from pyrocg.energies.terms import Term, UnsupportedForceError
+from pyrocg.energies.terms import Term, UnsupportedForceError, by_rows
 
 __all__ = ["UnsupportedForceError", "terms_of"]
 
@@ -138,12 +144,10 @@ def _nonbonded(force: Any) -> Term:
         ordinary[i, j] = ordinary[j, i] = False
         for table, value in zip((products, sigmas, epsilons), values, strict=True):
             table[i, j] = table[j, i] = value
-    for table in (products, epsilons):
-        np.fill_diagonal(table, 0.0)
     sigmas[epsilons == 0] = 0.0  # 0 * inf at an overlap would be NaN
     tables = COULOMB * products, sigmas, epsilons
     if force.getNonbondedMethod() == force.NoCutoff:
-        return Nonbonded(*_tensors(*tables))
+        return Nonbonded(*_rows(*tables))
     return _cut_off(force, ordinary, tables)  # periodic methods have been refused
 
 
@@ -179,10 +183,10 @@ def _cut_off(
     shift = 3.0 * dielectric / (2.0 * dielectric + 1.0) / cutoff
     tables += np.where(ordinary, cutoff, np.inf), field * ordinary, shift * ordinary
     if not force.getUseSwitchingFunction():
-        return CutoffNonbonded(*_tensors(*tables))
+        return CutoffNonbonded(*_rows(*tables))
     start = _number(force.getSwitchingDistance())
     switch = np.where(ordinary, start, np.inf)
-    return SwitchedNonbonded(*_tensors(*tables, switch, 1.0 / (cutoff - start)))
+    return SwitchedNonbonded(*_rows(*tables, switch), *_tensors(1.0 / (cutoff - start)))
 
 
 def _gbsa_obc(force: Any) -> Term:
@@ -196,25 +200,27 @@ def _gbsa_obc(force: Any) -> Term:
         raise UnsupportedForceError(f"atom {atom} has a radius of {radius[atom]} nm, below 0.009")
     rho = radius - _DIELECTRIC_OFFSET
     inner = np.repeat(rho[:, None], n, axis=1)
-    np.fill_diagonal(inner, 1e3)  # nothing reaches that far: no atom descreens itself
     outer = np.repeat((factor * rho)[None, :], n, axis=0)
     solute, solvent = force.getSoluteDielectric(), force.getSolventDielectric()
     products = _screening(solute, solvent) * np.outer(charge, charge)
     own = 0.5 * np.diag(products)
-    np.fill_diagonal(products, 0.0)
     area = 4.0 * np.pi * (radius + _PROBE_RADIUS) ** 2
     surface = _number(force.getSurfaceAreaEnergy()) * area
     obc2 = (np.full(n, value) for value in _OBC2)
     return GeneralizedBorn(
-        SphereDescreening(*_tensors(inner, outer)),
+        *both_ways(SphereDescreening, *_tensors(inner, outer)),
         RescaledRadii(*_tensors(1.0 / rho, rho, radius, *obc2)),
-        Polarization(*_tensors(products, own)),
+        Polarization(*_rows(products), *_tensors(own)),
         *_tensors(radius, surface),
     )
 
 
 def _tensors(*arrays: Any) -> Iterator[Tensor]:
     return (torch.from_numpy(np.array(a, dtype=np.float64)) for a in arrays)
+
+
+def _rows(*tables: NDArray[np.float64]) -> Iterator[Tensor]:
+    return map(by_rows, _tensors(*tables))
 
 
 def _screening(solute: float, solvent: float) -> float:

@@ -130,9 +130,9 @@ class CustomPairs(PairTerm):
     """An expression of the distance ``r`` of any two atoms, symmetric in them."""
 
     formula: Formula
-    """Rows are pairs, (n_atoms, n_atoms)."""
+    """Rows are pairs, (n_rows, n_atoms)."""
     included: Tensor
-    """Which pairs count, (n_atoms, n_atoms), symmetric."""
+    """Which pairs count, (n_rows, n_atoms)."""
     reach: Reach
 
     def pairwise(self, pairs: Pairs) -> tuple[Tensor, Tensor]:
@@ -140,7 +140,7 @@ class CustomPairs(PairTerm):
         energy, slope = self.reach.limit(pairs.distance, energy, slopes["r"])
         included = self.included[:, :, None]
         energy = torch.where(included, energy, 0.0)
-        return 0.5 * energy.sum((0, 1)), torch.where(included, slope * pairs.inverse, 0.0)
+        return energy.sum(0).sum(0), torch.where(included, slope * pairs.inverse, 0.0)
 
 
 @dataclass(frozen=True)

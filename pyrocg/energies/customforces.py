@@ -15,15 +15,12 @@ from pyrocg.energies.custom import (
     CustomBonds,
     CustomCompounds,
     CustomExternals,
-    CustomPairs,
     CustomTorsions,
-    Cutoff,
     Quantity,
     Reach,
-    SwitchedCutoff,
 )
 from pyrocg.energies.expressions import Call, Name, Tree, names_in, parse, substitute
-from pyrocg.energies.formulas import Formula, evaluate
+from pyrocg.energies.formulas import Formula
 from pyrocg.energies.geometry import Bend, Stretch, Twist
 from pyrocg.energies.splines import TabulatedFunction, tabulated
 from pyrocg.energies.terms import Term, UnsupportedForceError
@@ -34,14 +31,11 @@ __all__ = [
     "custom_bonds",
     "custom_compounds",
     "custom_externals",
-    "custom_pairs",
     "custom_torsions",
     "parsed",
     "per_particle",
 ]
 
-_DISTANCES = (0.07, 0.13, 0.31, 0.59, 1.3)
-"""nm; where an energy of pairs is asked whether it depends on their order."""
 _GEOMETRY: dict[str, tuple[type[Stretch] | type[Bend] | type[Twist], int]] = {
     "distance": (Stretch, 2),
     "angle": (Bend, 3),
@@ -178,84 +172,10 @@ def _bonded_formula(
     return Source.of(force).formula(tree, variables, _rows(names, values))
 
 
-def custom_pairs(force: Any) -> Term | None:
-    """The term of a CustomNonbondedForce; None if no pair is left.
-
-    Raises:
-        UnsupportedForceError: the energy of a pair depends on the order of its atoms.
-    """
-    source, tree = Source.of(force), parsed(force.getEnergyFunction())
-    particles = _particles(force, source)
-    excluded = {frozenset(force.getExclusionParticles(k)) for k in range(force.getNumExclusions())}
-    if force.getNumInteractionGroups():
-        pairs = _pairs_of_groups(force, excluded)
-        if not pairs:
-            return None
-        atoms = torch.tensor(pairs)
-        first, second = atoms.unbind(1)
-        rows = {f"{name}1": v[first] for name, v in particles.items()}
-        rows |= {f"{name}2": v[second] for name, v in particles.items()}
-        return CustomBonds(atoms, source.formula(tree, ["r"], rows), _reach(force))
-    included = ~torch.eye(force.getNumParticles(), dtype=torch.bool)
-    for i, j in excluded:
-        included[i, j] = included[j, i] = False
-    if not included.any():
-        return None
-    rows = {f"{name}1": v[:, None] for name, v in particles.items()}
-    rows |= {f"{name}2": v[None, :] for name, v in particles.items()}
-    formula = source.formula(tree, ["r"], rows)
-    _check_symmetry(formula, included)
-    return CustomPairs(formula, included, _reach(force))
-
-
 def per_particle(force: Any) -> dict[str, Tensor]:
     """Parameters of the particles of a force by name, (n_particles,)."""
     names = _names(force.getNumPerParticleParameters(), force.getPerParticleParameterName)
     return _rows(names, [force.getParticleParameters(i) for i in range(force.getNumParticles())])
-
-
-def _particles(force: Any, source: Source) -> dict[str, Tensor]:
-    """Parameters and computed values of the particles, (n_particles,)."""
-    given, n = per_particle(force), force.getNumParticles()
-    known, computed = source.scalars | given, {}
-    for k in range(force.getNumComputedValues()):
-        name, expression = force.getComputedValueParameters(k)
-        try:
-            value = evaluate(parsed(expression), known, source.functions)
-        except ValueError as error:
-            raise UnsupportedForceError(str(error)) from None
-        computed[name] = value.expand(n)
-    return given | computed
-
-
-def _pairs_of_groups(force: Any, excluded: set[frozenset[int]]) -> list[tuple[int, int]]:
-    """Pairs between the sets of each group; those within both sets of a group count once."""
-    pairs = []
-    for k in range(force.getNumInteractionGroups()):
-        first, second = (set(s) for s in force.getInteractionGroupParameters(k))
-        for i in sorted(first):
-            for j in sorted(second - {i}):
-                twice = i > j and j in first and i in second
-                if not twice and frozenset((i, j)) not in excluded:
-                    pairs.append((i, j))
-    return pairs
-
-
-def _reach(force: Any) -> Reach:
-    if force.getNonbondedMethod() == force.NoCutoff:
-        return Reach()
-    cutoff = float(force.getCutoffDistance()._value)
-    if not force.getUseSwitchingFunction():
-        return Cutoff(cutoff)
-    return SwitchedCutoff(cutoff, float(force.getSwitchingDistance()._value))
-
-
-def _check_symmetry(formula: Formula, included: Tensor) -> None:
-    r = _tensor(_DISTANCES).expand(*included.shape, -1).contiguous()
-    energy, _ = formula({"r": r})
-    a, b = energy[included], energy.transpose(0, 1)[included]
-    if not torch.allclose(a, b, rtol=1e-9, atol=1e-12, equal_nan=True):
-        raise UnsupportedForceError("its energy of a pair depends on the order of the two atoms")
 
 
 def custom_compounds(force: Any) -> Term | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -20,11 +21,12 @@ from pyrocg.energies.born import (
     RescaledRadii,
     SaltPolarization,
     UnburiedDescreening,
+    both_ways,
 )
 from pyrocg.energies.expressions import Tree, names_in, parse, unify
 from pyrocg.energies.formulas import evaluate
 from pyrocg.energies.splines import TabulatedFunction, tabulated
-from pyrocg.energies.terms import Term, UnsupportedForceError
+from pyrocg.energies.terms import Term, UnsupportedForceError, by_rows
 
 __all__ = ["custom_gb", "polarization"]
 
@@ -87,7 +89,7 @@ def custom_gb(force: Any) -> Term:
         energies.surface = source.zeros(), source.zeros()
     surface, radius = energies.surface
     return GeneralizedBorn(
-        _descreening(source, integral),
+        *_descreenings(source, integral),
         _radii(source, radii),
         energies.polarization(source),
         _tensor(radius),
@@ -175,7 +177,7 @@ class _Energies:
             table = self.pairs[name]
             symmetric = np.allclose(table, table.T, rtol=1e-12, atol=0.0)
             _check(symmetric, "an energy of pairs depends on their order")
-            self.pairs[name] = 0.5 * (table + table.T) * (1.0 - np.eye(source.n))
+            self.pairs[name] = 0.5 * (table + table.T)
 
     def polarization(self, source: _Parameters) -> Polarization:
         none = {"charge": source.zeros(), "salt": source.zeros()}
@@ -195,23 +197,23 @@ def polarization(
 ) -> Polarization:
     """Charges in water, or in salt water where there is some."""
     if kappa == 0.0:
-        return Polarization(_tensor(pairs - salt_pairs), _tensor(atoms - salt_atoms))
-    arrays = pairs, atoms, salt_pairs, salt_atoms, np.asarray(kappa)
-    return SaltPolarization(*map(_tensor, arrays))
+        return Polarization(by_rows(_tensor(pairs - salt_pairs)), _tensor(atoms - salt_atoms))
+    charge, salt_charge = (by_rows(_tensor(table)) for table in (pairs, salt_pairs))
+    return SaltPolarization(
+        charge, _tensor(atoms), salt_charge, _tensor(salt_atoms), _tensor(kappa)
+    )
 
 
-def _descreening(source: _Parameters, expression: str) -> Descreening:
+def _descreenings(source: _Parameters, expression: str) -> tuple[Descreening, Descreening]:
     kind, found = _recognised(source, _DESCREENING, expression, "I", pairs=True)
-    inner, outer = found["inner"], found["outer"]
+    inner, outer = _tensor(found["inner"]), _tensor(found["outer"])
     _check(bool((inner > 0).all()), "the radius of an atom is not positive")
-    np.fill_diagonal(inner, 1e3)  # nothing reaches that far: no atom descreens itself
     if kind == "spheres":
-        return UnburiedDescreening(_tensor(inner), _tensor(outer))
-    depth = 2.0 * found["weight"] * found["depth"]
-    np.fill_diagonal(depth, 0.0)
-    square, sixth = (_scalar(found[name], name) for name in ("square", "sixth"))
-    tables = inner, outer, depth, found["peak"], found["reach"], square, sixth
-    return NeckDescreening(*map(_tensor, tables))
+        return both_ways(UnburiedDescreening, inner, outer)
+    depth = _tensor(2.0 * found["weight"] * found["depth"])
+    square, sixth = (_tensor(_scalar(found[name], name)) for name in ("square", "sixth"))
+    make = partial(NeckDescreening, square=square, sixth=sixth)
+    return both_ways(make, inner, outer, depth, _tensor(found["peak"]), _tensor(found["reach"]))
 
 
 def _radii(source: _Parameters, expression: str) -> BornRadii:

@@ -17,7 +17,7 @@ __all__ = ["CutoffNonbonded", "Nonbonded", "SwitchedNonbonded"]
 class Nonbonded(PairTerm):
     r"""Pairs, :math:`4\epsilon ((\sigma/r)^{12} - (\sigma/r)^6) + q/r`, exceptions included.
 
-    All fields are symmetric, (n_atoms, n_atoms), and zero on the diagonal.
+    All fields are (n_rows, n_atoms); charge and epsilon are zero where a row is empty.
     """
 
     reaches_all: ClassVar[bool] = True
@@ -37,7 +37,7 @@ class Nonbonded(PairTerm):
         coulomb = self.charge[:, :, None] * pairs.inverse
         energy = dispersion * (ratio6 - 1.0) + coulomb
         slope = -(dispersion * (12.0 * ratio6 - 6.0) + coulomb) * inverse2
-        return 0.5 * energy.sum((0, 1)), slope
+        return energy.sum(0).sum(0), slope
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,7 +48,7 @@ class CutoffNonbonded(PairTerm):
         4\epsilon ((\sigma/r)^{12} - (\sigma/r)^6) + q (1/r + k r^2 - c)
         \quad\text{for } r \le r_c
 
-    All fields are symmetric, (n_atoms, n_atoms); charge and epsilon are zero on the diagonal.
+    All fields are (n_rows, n_atoms); charge and epsilon are zero where a row is empty.
     """
 
     charge: Tensor
@@ -73,7 +73,7 @@ class CutoffNonbonded(PairTerm):
         slope = attraction_slope - charge * (pairs.inverse - 2.0 * squeezed) * inverse2
         beyond = pairs.distance > self.cutoff[:, :, None]  # NaN is not, and stays NaN
         energy = torch.where(beyond, 0.0, energy)
-        return 0.5 * energy.sum((0, 1)), torch.where(beyond, 0.0, slope)
+        return energy.sum(0).sum(0), torch.where(beyond, 0.0, slope)
 
     def _dispersion(self, pairs: Pairs, inverse2: Tensor) -> tuple[Tensor, Tensor]:
         """The Lennard-Jones energy of every pair, and its slope."""

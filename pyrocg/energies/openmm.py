@@ -17,14 +17,20 @@ from pyrocg.energies.contexts import ContextPool, ContextSetup
 if TYPE_CHECKING:
     from pyrocg.molecules import Molecule
 
-__all__ = ["OpenMMEnergy"]
+__all__ = [
+    "GPU_PLATFORMS",
+    "OpenMMEnergy",
+    "choose_platform",
+    "gpu_platform",
+    "platform_properties",
+]
 
 _INHERITED: list[ContextPool] = []
 """Pools from before a fork: a Context's threads are gone in the child, and freeing it aborts."""
 
 Evaluate = Callable[[np.ndarray, bool], tuple[np.ndarray, "np.ndarray | None"]]
 
-_GPU_PLATFORMS = ("CUDA", "HIP", "OpenCL")
+GPU_PLATFORMS = ("CUDA", "HIP", "OpenCL")
 
 _REFERENCE_ATOMS = 80
 """Up to here Reference, in double precision, is as fast as any platform that takes one
@@ -80,7 +86,7 @@ class OpenMMEnergy(Energy):
         self._setup = ContextSetup(
             openmm.XmlSerializer.serialize(system),
             self.platform,
-            _properties(self.platform),
+            platform_properties(self.platform),
         )
         self._pool: ContextPool | None = None
 
@@ -91,7 +97,7 @@ class OpenMMEnergy(Energy):
 
     def _energy(self, x: Tensor) -> Tensor:
         with_forces = torch.is_grad_enabled() and x.requires_grad
-        return _EnergyFunction.apply(x, self._evaluate, with_forces)
+        return EnergyFunction.apply(x, self._evaluate, with_forces)
 
     def energy_and_forces(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return energies ``(...)`` and forces ``(..., n_atoms, 3)`` of positions, without torch.
@@ -120,7 +126,7 @@ class OpenMMEnergy(Energy):
         return f"n_atoms={self.n_atoms}, platform={self.platform!r}, workers={self.workers}"
 
 
-class _EnergyFunction(torch.autograd.Function):
+class EnergyFunction(torch.autograd.Function):
     """Energies forward, forces backward, both of one evaluation."""
 
     @staticmethod
@@ -180,10 +186,20 @@ def choose_platform(system: Any, name: str | None = None) -> str:
     parsed = any(type(force).__name__.startswith("CustomGB") for force in system.getForces())
     if system.getNumParticles() <= _REFERENCE_ATOMS and not parsed:
         return "Reference"
-    for faster in (*_GPU_PLATFORMS, "CPU"):
-        if faster in available and not _failure(faster):
-            return faster
-    return "Reference"
+    return _first_usable(*GPU_PLATFORMS, "CPU") or "Reference"
+
+
+def gpu_platform() -> str | None:
+    """Return the first of OpenMM's GPU platforms that works here, if any."""
+    return _first_usable(*GPU_PLATFORMS)
+
+
+def _first_usable(*names: str) -> str | None:
+    import openmm
+
+    count = openmm.Platform.getNumPlatforms()
+    available = {openmm.Platform.getPlatform(i).getName() for i in range(count)}
+    return next((name for name in names if name in available and not _failure(name)), None)
 
 
 def _failure(platform: str) -> str:
@@ -212,14 +228,18 @@ def _n_cores() -> int:
     return os.cpu_count() or 1
 
 
-def _properties(platform: str) -> dict[str, str]:
-    """Platform properties for reproducible sums, the same for any number of workers.
+def platform_properties(platform: str, precision: str = "mixed") -> dict[str, str]:
+    """Return platform properties for reproducible sums, the same for any number of workers.
 
     Cores are shared out by configuration, not within one, which measures faster up to hundreds of
     atoms: hence one thread.
+
+    Args:
+        platform: name of an OpenMM platform.
+        precision: of a GPU, ``"single"``, ``"mixed"`` or ``"double"``.
     """
     import openmm
 
     known = openmm.Platform.getPlatformByName(platform).getPropertyNames()
-    wanted = {"DeterministicForces": "true", "Precision": "mixed", "Threads": "1"}
+    wanted = {"DeterministicForces": "true", "Precision": precision, "Threads": "1"}
     return {name: value for name, value in wanted.items() if name in known}

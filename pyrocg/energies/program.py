@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
@@ -12,16 +13,17 @@ from torch import Tensor
 
 from pyrocg.energies.terms import Potential
 
-__all__ = ["Program", "chunk_size"]
+__all__ = ["Program", "chunk_size", "weighted"]
 
 Columns = Callable[[Tensor], tuple[Tensor, Tensor]]
 """Positions (3, n_atoms, batch) to energies (batch,) and gradients (3, n_atoms, batch)."""
-Results = list[tuple[Tensor, Tensor]]
 
 _LANES = 16
 """Batches are padded to a multiple of this: the float32 numbers of an AVX-512 register."""
 _SMALLEST_GROUP = 32
 """Configurations below which another thread costs more than it computes."""
+_QUIET_NUMBERS = 2**15 - 1
+"""Numbers up to which an operation of torch on the CPU stays on one thread."""
 _PAIR_BYTES = {"cpu": 2**19, "other": 2**28}
 """Size of one array over all pairs and one chunk of a batch. Half a megabyte keeps the handful of
 them in the second-level cache of a core; a GPU wants work."""
@@ -33,48 +35,65 @@ class Program:
     The potential is compiled at the first call; if that fails, the program says so once and runs it
     uncompiled. Compiled code runs on one thread, and a batch on the CPU is shared among
     ``torch.get_num_threads()`` of them: they meet once per batch. Threads inside the code would
-    meet after each of its twenty loops, and lose whenever another process holds a core.
+    meet after each of its twenty loops, and lose whenever another process holds a core. No
+    operation around the code is large enough for torch to use OpenMP, whose idle threads spin.
+    Memory beyond that of the results is bounded, whatever the batch.
 
     Args:
         potential: what to evaluate.
+        dtype: the precision.
+        device: where.
         compile: whether to compile.
     """
 
-    def __init__(self, potential: Potential, compile: bool) -> None:
-        self._columns: Columns = potential.columns
+    def __init__(
+        self, potential: Potential, dtype: torch.dtype, device: torch.device, compile: bool
+    ) -> None:
+        self._columns: Columns = potential.to(dtype, device).columns
         self._pending = compile
-        self._threaded = compile and potential.diagonal.device.type == "cpu"
-        self._dtype = potential.diagonal.dtype
-        self._chunk = chunk_size(len(potential.diagonal), self._dtype, potential.diagonal.device)
+        self._device, self._dtype = device, dtype
+        self._threaded = compile and device.type == "cpu"
+        self._chunk = chunk_size(potential.n_atoms, dtype, device)
         self._pool: ThreadPoolExecutor | None = None
         self._pool_of = (0, 0)
 
     def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Energies (batch,) and gradients (3, n_atoms, batch) of positions (batch, n_atoms, 3)."""
+        """Energies (batch,) and gradients (batch, n_atoms, 3) of positions (batch, n_atoms, 3)."""
         if self._pending:
             self._compile(x)
+        with torch.inference_mode(False):  # else no other mode may write into them
+            energies = torch.empty(len(x), dtype=self._dtype, device=self._device)
+            gradients = torch.empty(x.shape, dtype=self._dtype, device=self._device)
+        chunks = self._chunks(x, energies, gradients)
         threads = torch.get_num_threads() if self._threaded else 1
-        groups = x.split(max(_SMALLEST_GROUP, _in_lanes(-(-len(x) // threads))))
-        if len(groups) == 1 or threads == 1:
-            results = self._evaluate(x)
-        else:
-            pool = self._threads(threads)
-            others = [pool.submit(self._evaluate, group) for group in groups[1:]]
-            results = self._evaluate(groups[0])
-            results += [result for other in others for result in other.result()]
-        if len(results) == 1:
-            return results[0]
-        energies, gradients = zip(*results, strict=True)
-        return torch.cat(energies), torch.cat(gradients, dim=-1)
+        helping = min(threads, len(chunks)) - 1
+        others = [self._threads(threads).submit(self._evaluate, chunks) for _ in range(helping)]
+        self._evaluate(chunks)
+        for other in others:
+            other.result()
+        return energies, gradients
 
-    def _evaluate(self, x: Tensor) -> Results:
-        results = []
+    def _chunks(self, *tensors: Tensor) -> deque[tuple[Tensor, ...]]:
+        """What is evaluated at once: positions, and where their results belong."""
+        batch, size = len(tensors[0]), self._chunk
+        if self._threaded:  # as many for every thread
+            rounds = -(-batch // (size * torch.get_num_threads()))
+            share = -(-batch // (rounds * torch.get_num_threads()))
+            size = min(size, max(_SMALLEST_GROUP, _in_lanes(share)))
+        return deque(zip(*(t.split(size) for t in tensors), strict=True))
+
+    def _evaluate(self, chunks: deque[tuple[Tensor, ...]]) -> None:
+        """Take chunks, which other threads take as well, until there are none."""
         # compiled code is kept by the modes it was made in, so there is one: neither mode
         with torch.inference_mode(False), torch.no_grad():
-            for chunk in x.split(self._chunk):
-                energy, gradient = self._columns(_as_columns(chunk, self._dtype))
-                results.append((energy[: len(chunk)], gradient[..., : len(chunk)]))
-        return results
+            while chunks:
+                try:
+                    x, energies, gradients = chunks.popleft()
+                except IndexError:  # another thread was faster
+                    return
+                energy, gradient = self._columns(_as_columns(x, self._dtype))
+                energies.copy_(energy[: len(x)])
+                gradients.copy_(gradient[..., : len(x)].permute(2, 1, 0))
 
     def _compile(self, x: Tensor) -> None:
         eager = self._columns
@@ -83,7 +102,7 @@ class Program:
                 warnings.simplefilter("ignore")  # torch's own, from modules it imports on the way
                 example = _as_columns(x[:1].expand(2 * _LANES, -1, -1), self._dtype)
                 self._columns = compiled(eager, example)
-                self._evaluate(x[:1])
+                self._columns(_as_columns(x[:1], self._dtype))
         except Exception as error:
             self._columns, self._threaded = eager, False
             reason = " ".join(str(error).split("\n\n")[0].split())
@@ -98,15 +117,32 @@ class Program:
     def _threads(self, threads: int) -> ThreadPoolExecutor:
         owner = os.getpid(), threads
         if self._pool is None or self._pool_of != owner:  # a forked child has none of the threads
-            self._pool, self._pool_of = ThreadPoolExecutor(threads - 1), owner
+            self._pool = ThreadPoolExecutor(threads - 1, initializer=_join_openmp)
+            self._pool_of = owner
         return self._pool
 
 
 def chunk_size(n_atoms: int, dtype: torch.dtype, device: torch.device) -> int:
     """How many configurations are evaluated at once."""
-    budget = _PAIR_BYTES["cpu" if device.type == "cpu" else "other"]
-    fitting = budget // (n_atoms * n_atoms * dtype.itemsize)
+    on_cpu = device.type == "cpu"
+    pairs = max(1, n_atoms * (n_atoms // 2))
+    fitting = _PAIR_BYTES["cpu" if on_cpu else "other"] // (pairs * dtype.itemsize)
+    if on_cpu:
+        fitting = min(fitting, _QUIET_NUMBERS // (3 * n_atoms))
     return max(_LANES, fitting // _LANES * _LANES)
+
+
+def weighted(gradients: Tensor, weights: Tensor, dtype: torch.dtype) -> Tensor:
+    """Gradients (batch, n_atoms, 3) times weights (batch,), zero where the weight is.
+
+    An infinite force times a zero weight would be NaN, but a capped energy means 0.
+    """
+    result = torch.empty(gradients.shape, dtype=dtype, device=gradients.device)
+    size = max(1, _QUIET_NUMBERS // gradients[0].numel()) if result.device.type == "cpu" else None
+    parts = gradients, weights.to(gradients.dtype).reshape(-1, 1, 1), result
+    for gradient, weight, part in zip(*(t.split(size or len(t)) for t in parts), strict=True):
+        part.copy_((weight * gradient).masked_fill_(weight == 0, 0.0))
+    return result
 
 
 def compiled(columns: Columns, example: Tensor) -> Columns:
@@ -128,6 +164,15 @@ def compiled(columns: Columns, example: Tensor) -> Columns:
         return program(x)
 
     return call
+
+
+def _join_openmp() -> None:
+    """Let OpenMP know of a thread: where there are more than cores, its idle ones sleep at once.
+
+    Otherwise, after each operation of torch that uses OpenMP, they spin for milliseconds on the
+    cores that these threads need.
+    """
+    torch.zeros(4 * _QUIET_NUMBERS).add_(1.0)
 
 
 def _in_lanes(count: int) -> int:

@@ -9,7 +9,12 @@ There are two kinds of term. A :class:`BondedTerm` sees a few named atoms at a t
 gradient as *arms*, vectors that add to some of those atoms and subtract from others. A
 :class:`PairTerm` sees all distances :math:`r_{ij}` at once and returns the *slope*
 :math:`(\partial U / \partial r_{ij}) / r_{ij}`, so that all pair terms share one pass over the
-:math:`n^2` vectors :math:`x_i - x_j`.
+vectors :math:`x_i - x_j`.
+
+Every pair of n atoms occurs once, in rows: row k = 1, ..., n/2 pairs each atom i with atom i + k,
+counted in a circle. The second atoms of a row are then a slice of the atoms, next to each other in
+memory. For even n the last row meets every pair twice; the second half of it is *empty*: the
+parameters there make terms of pairs vanish.
 """
 
 from __future__ import annotations
@@ -26,11 +31,13 @@ __all__ = [
     "BondedTerm",
     "PairTerm",
     "Pairs",
+    "PairRows",
     "Potential",
     "Record",
     "Term",
     "UnsupportedForceError",
     "Vector",
+    "by_rows",
     "cross",
     "dot",
 ]
@@ -123,15 +130,60 @@ class PairTerm(Term):
 
     @abstractmethod
     def pairwise(self, pairs: Pairs) -> tuple[Tensor, Tensor]:
-        """Energies (batch,) and slopes (n_atoms, n_atoms, batch), symmetric in the atoms."""
+        """Energies (batch,) and slopes (n_rows, n_atoms, batch)."""
+
+
+@dataclass(frozen=True, eq=False)
+class PairRows(Record):
+    """Which atoms the rows of pairs are of."""
+
+    row: Tensor
+    """0, 1, ... in every column, (n_rows, n_atoms)"""
+    first: Tensor
+    """The atom that a row pairs with each atom as its second, (n_rows, n_atoms)"""
+
+    @classmethod
+    def of(cls, n_atoms: int) -> PairRows:
+        """The rows of all pairs."""
+        row = torch.arange(n_atoms // 2)[:, None].expand(-1, n_atoms).contiguous()
+        return cls(row, (torch.arange(n_atoms) - row - 1) % n_atoms)
+
+    def seconds(self, values: Tensor) -> Tensor:
+        """Values (n_atoms, batch) of the second atoms, (n_rows, n_atoms, batch)."""
+        n_rows, n_atoms = self.first.shape
+        circle = torch.cat([values, values[:n_rows]])
+        return circle.unfold(0, n_atoms, 1)[1:].permute(0, 2, 1)
+
+    def collect(self, of_first: Tensor, of_second: Tensor) -> Tensor:
+        """Sums (n_atoms, batch) at each atom of what pairs give to their first and second atoms."""
+        return (of_first + of_second[self.row, self.first]).sum(0)
+
+
+def by_rows(table: Tensor, empty: float | None = 0.0) -> Tensor:
+    """Parameters of ordered pairs (n_atoms, n_atoms) in rows (n_rows, n_atoms).
+
+    Args:
+        table: the parameters.
+        empty: what they are where a row is empty; None leaves those of the pair.
+
+    Example:
+        >>> import torch
+        >>> by_rows(torch.arange(16.0).reshape(4, 4)).tolist()
+        [[1.0, 6.0, 11.0, 12.0], [2.0, 7.0, 0.0, 0.0]]
+    """
+    n = len(table)
+    first = torch.arange(n)
+    row = torch.arange(n // 2)[:, None]
+    values = table[first, (first + row + 1) % n]
+    if empty is None:
+        return values
+    return values.masked_fill((2 * (row + 1) == n) & (2 * first >= n), empty)
 
 
 class Pairs(NamedTuple):
-    """Geometry of all ordered pairs of atoms, each entry of shape (n_atoms, n_atoms, batch), nm.
+    """Geometry of all pairs of atoms, each entry of shape (n_rows, n_atoms, batch), nm."""
 
-    On the diagonal, where no pair is, the distance is 1, so that nothing divides by zero there.
-    """
-
+    rows: PairRows
     offset: Vector
     """x_i - x_j."""
     squared: Tensor
@@ -139,12 +191,12 @@ class Pairs(NamedTuple):
     inverse: Tensor
 
     @classmethod
-    def of(cls, x: Sequence[Tensor], diagonal: Tensor) -> Pairs:
-        """Pairs of coordinates x, y, z, each (n_atoms, batch); diagonal is the unit matrix."""
-        px, py, pz = (c[:, None] - c[None, :] for c in x)
-        squared = px * px + py * py + pz * pz + diagonal[:, :, None]
-        distance = torch.sqrt(squared)
-        return cls((px, py, pz), squared, distance, 1.0 / distance)
+    def of(cls, x: Sequence[Tensor], rows: PairRows) -> Pairs:
+        """Pairs of coordinates x, y, z, each (n_atoms, batch)."""
+        px, py, pz = (c - rows.seconds(c) for c in x)
+        distance = torch.sqrt(px * px + py * py + pz * pz)
+        # from the distance, the one array that the compiler then keeps
+        return cls(rows, (px, py, pz), distance * distance, distance, 1.0 / distance)
 
 
 @dataclass(frozen=True, eq=False)
@@ -190,8 +242,9 @@ class Potential(Record):
     terms: tuple[Term, ...]
     incidences: tuple[Incidence, ...]
     """One for every bonded term, in their order."""
-    diagonal: Tensor
-    """The unit matrix, (n_atoms, n_atoms)."""
+    rows: PairRows
+    """Of all pairs."""
+    n_atoms: int
 
     @classmethod
     def of(cls, terms: Sequence[Term], n_atoms: int) -> Potential:
@@ -200,7 +253,8 @@ class Potential(Record):
         return cls(
             tuple(terms),
             tuple(Incidence.of(t, n_atoms) for t in bonded),
-            torch.eye(n_atoms, dtype=torch.float64),
+            PairRows.of(n_atoms),
+            n_atoms,
         )
 
     def energy_and_gradient(self, positions: Tensor) -> tuple[Tensor, Tensor]:
@@ -222,7 +276,10 @@ class Potential(Record):
             pair_energy, part = self._pairwise(x)
             energy = energy + pair_energy
             parts.append(part)
-        if not any(isinstance(t, PairTerm) and t.reaches_all for t in self.terms):
+        reached = self.n_atoms > 1 and any(
+            isinstance(t, PairTerm) and t.reaches_all for t in self.terms
+        )
+        if not reached:
             # NaN for an atom that is nowhere, whoever looks at it; beside all pairs the sum would
             # cost as much as they do, because it keeps the compiler from joining their loops
             energy = energy + (0.0 * x).sum((0, 1))
@@ -231,8 +288,9 @@ class Potential(Record):
         return energy, torch.stack([sum(c[1:], c[0]) for c in zip(*parts, strict=True)])
 
     def _pairwise(self, x: Tensor) -> tuple[Tensor, Vector]:
-        pairs = Pairs.of(x.unbind(0), self.diagonal)
+        pairs = Pairs.of(x.unbind(0), self.rows)
         results = [t.pairwise(pairs) for t in self.terms if isinstance(t, PairTerm)]
         energy, slope = (sum(parts[1:], parts[0]) for parts in zip(*results, strict=True))
-        gx, gy, gz = ((slope * offset).sum(1) for offset in pairs.offset)
+        pulls = (slope * offset for offset in pairs.offset)
+        gx, gy, gz = (self.rows.collect(pull, -pull) for pull in pulls)
         return energy, (gx, gy, gz)
