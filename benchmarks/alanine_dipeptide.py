@@ -31,7 +31,7 @@ import torch
 import pyrocg
 from pyrocg import observables
 from pyrocg.cgmodel import CoarseGrainedModel
-from pyrocg.checkpoint import load_state
+from pyrocg.checkpoint import load_state, put_state
 from pyrocg.config import read_toml, resolve
 from pyrocg.langevin import repartitioned_masses, temperature_ladder
 from pyrocg.reference import Reference, replica_exchange
@@ -208,7 +208,7 @@ def load(path: Path) -> CoarseGrainedModel:
     system = build_system(config)
     basins = folder.basins(lambda: build_basins(config, system))
     model = build_model(config, system, basins)
-    model.load_state_dict(load_state(folder.checkpoint)["model"])
+    put_state(model, load_state(folder.checkpoint)["model"], folder.checkpoint)
     return model
 
 

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
-__all__ = ["load_state", "save_state", "write_atomically"]
+__all__ = ["load_state", "put_state", "save_state", "write_atomically"]
 
 
 def write_atomically(path: str | Path, write: Any) -> None:
@@ -67,3 +68,23 @@ def load_state(path: str | Path) -> dict[str, Any]:
     if not isinstance(state, dict):
         raise ValueError(f"expected a dictionary in {path}, got {type(state).__name__}")
     return state
+
+
+def put_state(module: nn.Module, state: dict[str, Any], path: str | Path) -> None:
+    """Put tensors of a checkpoint into a module.
+
+    Args:
+        module: changed in place.
+        state: its state dictionary, as it was saved.
+        path: where that was read from, for the error.
+
+    Raises:
+        ValueError: it is the state of another module, or of another version of this one.
+    """
+    try:
+        module.load_state_dict(state)
+    except RuntimeError as error:
+        raise ValueError(
+            f"expected the state of this {type(module).__name__} in {path}, got names or shapes of "
+            "another one; it is of another model or another version of pyrocg: train again"
+        ) from error

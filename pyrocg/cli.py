@@ -230,7 +230,7 @@ def _predict(
     folder: RunFolder, config: Config, system: System, quiet: bool, corrected: bool
 ) -> tuple[Prediction, dict[str, Any]]:
     from pyrocg.analysis import total_variation
-    from pyrocg.checkpoint import load_state
+    from pyrocg.checkpoint import load_state, put_state
     from pyrocg.run_prediction import predict_run, samples_of_training
     from pyrocg.system import engine_of
 
@@ -239,7 +239,9 @@ def _predict(
     if not folder.is_trained:
         _note(f"warning: the training has not ended; continue by `pyrocg resume {folder.path}`")
     model, basin_calls = _model(folder, config, system)
-    model.load_state_dict(state["model" if config.predict.state == "last" else "best"])
+    with _input():
+        which = "model" if config.predict.state == "last" else "best"
+        put_state(model, state[which], folder.checkpoint)
     counters = state["counters"]
     calls = {"basins": basin_calls, "training": counters["energy_calls"]}
     if folder.is_trained:

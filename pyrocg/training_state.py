@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from pyrocg.cgmodel import CoarseGrainedModel
-from pyrocg.checkpoint import load_state, save_state
+from pyrocg.checkpoint import load_state, put_state, save_state
 from pyrocg.losses import WeightPriorELBO
 from pyrocg.tempering import TemperingSchedule
 from pyrocg.tempering_faults import find_tempering_faults
@@ -157,7 +157,7 @@ class TrainingState:
         """Read what :meth:`save` wrote.
 
         Raises:
-            ValueError: it was written with other settings.
+            ValueError: it was written with other settings, or for another model.
         """
         state = load_state(path)
         then, now = state["settings"], self._settings()
@@ -169,7 +169,7 @@ class TrainingState:
                 f"expected the settings that {path} was written with ({was}), "
                 f"got {got}; resume with the same settings, or give another checkpoint"
             )
-        self.model.load_state_dict(state["model"])
+        put_state(self.model, state["model"], path)
         self.best_state = state["best"]
         self.optimizer.load_state_dict(state["optimizer"])
         self.rates.load_state_dict(state["rates"])

@@ -4,7 +4,7 @@ import os
 import pytest
 import torch
 
-from pyrocg.checkpoint import load_state, save_state, write_atomically
+from pyrocg.checkpoint import load_state, put_state, save_state, write_atomically
 
 STATE = {"tensor": torch.arange(3), "plain": {"a": [1.0, float("-inf")], "b": None}, "word": "x"}
 
@@ -82,3 +82,8 @@ def test_code_is_never_loaded(tmp_path):
     with pytest.raises(ValueError, match="cannot read it"):
         load_state(tmp_path / "state.pt")
     assert not (tmp_path / "trapped").exists()
+
+
+def test_the_state_of_another_model_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"expected the state of this Linear in .*state\.pt, got"):
+        put_state(torch.nn.Linear(2, 1), torch.nn.Linear(3, 1).state_dict(), tmp_path / "state.pt")
