@@ -20,7 +20,7 @@ from pyrocg.observables import Observable
 from pyrocg.prediction import Prediction
 from pyrocg.priors import StratifiedPrior
 from pyrocg.transitions import ExtendedSpace, resample
-from pyrocg.weights import ess, log_mean_exp
+from pyrocg.weights import bound, ess, log_mean_exp
 
 __all__ = ["Annealed", "anneal"]
 
@@ -138,6 +138,8 @@ class Annealed:
                 "anneal with resample_below=None"
             )
         check_fraction("level", level)
+        if n_draws < 2:
+            raise ValueError(f"expected n_draws of at least 2, got {n_draws}")
         log_w, s = self.log_weights, self.samples
         if not bool(log_w.isfinite().any()):
             raise ValueError("expected samples with finite energies, got none; train the model")
@@ -154,7 +156,7 @@ class Annealed:
             plain_log_weights=torch.zeros_like(log_w),
             energies=s.reduced_energy.double().numpy() / self.beta,
             weight_draw=torch.zeros(len(log_w), dtype=torch.long).numpy(),
-            elbo=float(log_w.mean()),
+            elbo=float(bound(log_w)),
             values={o.name: o(x) for o in observables},
             observables=tuple(observables),
             beta=self.beta,
@@ -196,8 +198,9 @@ def anneal(
     weights equal. With resampling this is a sequential Monte Carlo sampler. Basins that the
     generator does not reach are hardly reached by short moves either.
 
-    Each level costs one energy call a sample. Unless the generator's own ESS is low, so many more
-    samples of it, by :func:`pyrocg.predict`, give smaller errors: see the benchmarks.
+    A sample costs one energy call, and ``leapfrog`` calls for each level below 1. Unless the
+    generator's own ESS is low, so many more samples of it, by :func:`pyrocg.predict`, give smaller
+    errors: see the benchmarks.
 
     Source: Neal (2001), "Annealed importance sampling"; Del Moral, Doucet and Jasra (2006),
     "Sequential Monte Carlo samplers".

@@ -155,7 +155,7 @@ def find_basins(
         cover: largest distance in rad of a populated point from a centre; None for minima alone.
             Used only if the columns are all circular.
         max_energy: a point is populated if V there is at most so many nats above the lowest; a
-            flank if it is so many nats lighter than the heaviest minimum.
+            flank if it is at most so many nats lighter than the heaviest minimum.
         max_basins: at most so many minima, and centres in all; it warns of what that leaves out.
         concentration: of the partition in circular columns, see
             :class:`~pyrocg.encoders.BasinPartition`; in others one over the minima's mean variance.
@@ -491,7 +491,7 @@ def _fill(points: Tensor, candidates: Tensor, columns: Tensor, cover: float, mos
                 f"farther than cover={cover:g} from all {len(points)} centres, up to "
                 f"{float(distance.max()):.2f} rad: max_basins is {most}; raise it or cover, or "
                 "lower max_energy",
-                stacklevel=3,
+                stacklevel=4,
             )
             break
         points = torch.cat([points, candidates[distance.argmax()].unsqueeze(0)])

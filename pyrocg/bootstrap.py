@@ -130,7 +130,7 @@ def heavy_tails(weights: Tensor, component: Tensor, n_draws: int, seed: int) -> 
     """
     generator, found = random_stream(seed, 2), []  # 0: the bootstrap, 1: the spread of groups
     for k in component.unique():
-        own = torch.nonzero(component == k)[:, 0]
+        own = torch.nonzero((component == k) & (weights > 0))[:, 0]
         w, order = weights.double()[own].sort()
         if len(own) < _LEAST:
             continue

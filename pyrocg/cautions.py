@@ -34,8 +34,8 @@ class Caution:
 
     Attributes:
         code: ``pareto_k``, ``few_effective_samples``, ``dominant_weight``, ``nonfinite``,
-            ``component_without_weight``, ``component_pareto_k``, ``few_in_population`` or
-            ``model_bias``.
+            ``component_without_weight``, ``component_pareto_k``, ``few_in_population``,
+            ``model_bias``, ``weight_draws_worse`` or ``weight_draws_shifted``.
         text: the sentence.
         observable: that it is about; None if about all.
     """

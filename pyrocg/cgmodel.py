@@ -260,8 +260,10 @@ class CoarseGrainedModel(nn.Module):
         reads = circular.nonzero()[:, 0] if bool(circular.any()) else None  # where z shows itself
         encoder = MixtureEncoder(circular, latent_dim, n_modes, hidden, len(basins), reads, labels)
         at_once = circular.index_fill(0, chain, False)
-        dropped = (at_once[:, None] & at_once).fill_diagonal_(False)  # the decoder has no others
-        encoder.start_posterior(basins.u, loadings, residual * ~dropped)
+        dropped = (at_once[:, None] & at_once).fill_diagonal_(False)
+        gain = torch.linalg.solve(residual[:, chain][:, :, chain], residual[:, chain])
+        residual = torch.where(dropped, residual[:, chain].mT @ gain, residual)  # the decoder's
+        encoder.start_posterior(basins.u, loadings, residual)
         partition = BasinPartition(
             basins.centres.to(dtype), columns, circular, basins.concentration.to(dtype)
         )

@@ -32,7 +32,9 @@ def seeded(seed: int, tensors: Iterable[Tensor]) -> Iterator[None]:
     """
     devices = sorted({t.device.index or 0 for t in tensors if t.is_cuda})
     with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed reseeds every GPU
+        for device in devices:
+            torch.cuda.default_generators[device].manual_seed(seed)
         yield
 
 
@@ -63,10 +65,10 @@ def at_target(
     """
     t, prior = model.temper, model.prior
     before = prior.shares.clone() if isinstance(prior, StratifiedPrior) else None
-    model.temper = 1.0
-    if isinstance(prior, StratifiedPrior) and shares is not None:
-        prior.set_shares(shares(prior.shares))
     try:
+        model.temper = 1.0
+        if isinstance(prior, StratifiedPrior) and shares is not None:
+            prior.set_shares(shares(prior.shares))
         yield
     finally:
         model.temper = t

@@ -230,8 +230,9 @@ class CouplingDecoder(nn.Module):
     def start_linear(self, mean: Tensor, loadings: Tensor, covariance: Tensor) -> None:
         r"""Start every component at a linear-Gaussian decoder, u ~ N(m + z W, S).
 
-        Exact where no coordinate is circular. Else so is the marginal of u, with :math:`\Sigma`
-        its covariance :math:`W^T W + S` and c, r the circular and the real coordinates,
+        Exact where no coordinate is circular. Else so is the marginal of u to first order in the
+        torsions' deviations, with :math:`\Sigma` its covariance :math:`W^T W + S` and c, r the
+        circular and the real coordinates,
 
         .. math:: A = \Sigma_{cc}^{-1} \Sigma_{cr}, \quad
                   L L^T = \Sigma_{rr} - \Sigma_{rc} \Sigma_{cc}^{-1} \Sigma_{cr},

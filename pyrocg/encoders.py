@@ -113,7 +113,6 @@ class MixtureEncoder(nn.Module):
     """
 
     labels: Tensor
-
     columns: Tensor
 
     def __init__(

@@ -74,7 +74,7 @@ class Scales:
         """Return the frame of each of n particles."""
         discrete, h = _features(latents, n)
         same = (discrete[:, None] == self.keys).all(-1)
-        group = torch.where(same.any(-1), same.int().argmax(-1), len(self.keys))
+        group = torch.cat([same, same.new_ones(n, 1)], 1).int().argmax(-1)  # the last: all together
         away = (h.to(self.origin) - self.origin[group]).unsqueeze(-2)
         centre = self.centre[group] + (away @ self.loadings[group]).squeeze(-2)
         return Frame(centre, self.tril[group], self.order, self.circular[self.order])

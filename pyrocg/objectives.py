@@ -192,6 +192,11 @@ class ForwardKLELBO(Trace_ELBO):
             loss = loss + len(w) * (value + covered + encoded) / self.num_particles
         return loss
 
+    @torch.no_grad()
+    def loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
+        """Return n times the upper bound as a number."""
+        return float(self.differentiable_loss(model, guide, *args, **kwargs))
+
     def loss_and_grads(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
         """Return n times the upper bound and add the gradients to the parameters."""
         loss = self.differentiable_loss(model, guide, *args, **kwargs)

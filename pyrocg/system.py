@@ -19,6 +19,7 @@ from torch import nn
 
 from pyrocg.basins import Basins, find_basins
 from pyrocg.cgmodel import CoarseGrainedModel
+from pyrocg.conditions import seeded
 from pyrocg.config import Config, FitOptions, ModelOptions, ScheduleOptions, SystemOptions
 from pyrocg.coordinates import (
     CartesianCoordinates,
@@ -145,7 +146,9 @@ def measure_speed(config: Config, system: System) -> Speed:
     batch = x.detach().clone().requires_grad_()
 
     def evaluate() -> None:
-        torch.autograd.grad(system.target.energy(batch).sum(), batch)
+        (gradient,) = torch.autograd.grad(system.target.energy(batch).sum(), batch)
+        if gradient.is_cuda:
+            torch.cuda.synchronize(gradient.device)
 
     evaluate()  # compiles, or starts the workers
     started, done = time.perf_counter(), 0
@@ -180,8 +183,7 @@ def build_basins(config: Config, system: System, progress: bool = False) -> Basi
 
 def build_model(config: Config, system: System, basins: Basins | None) -> CoarseGrainedModel:
     """Build the untrained model; its random weights come from the seed of the training."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.fit.seed)
+    with seeded(config.fit.seed, []):
         if config.model.kind == "gaussian":
             return _gaussian_model(config.model, system)
         if config.model.kind == "paper":

@@ -80,8 +80,8 @@ def find_tempering_faults(
 
     ``stall``: an adaptive schedule took five smallest steps in a row, so its bounds did not hold
     even for those. ``forced``: its time was over before t = 1, and t jumped there. ``overshoot``:
-    when t rose, the KL divergence more than doubled and rose by a nat, and five evaluations later
-    it was still so. ``collapse``: log Z stays behind what earlier samples promised. With the
+    when t rose, the KL divergence rose by more than a nat beyond a doubling, and stayed there for
+    five more evaluations. ``collapse``: log Z stays behind what earlier samples promised. With the
     promise of one evaluation for the t of the next, :func:`expected_log_z`, the sum
 
     .. math:: D_i = \sum_{j \le i} (\log \hat Z_j - \log \hat Z_j^{\mathrm{expected}})
@@ -121,7 +121,8 @@ def _of_steps(
     smallest = 0
     for step, (t, new) in zip(history["step"][1:], pairwise(history["t"]), strict=True):
         rise = new - t
-        held = t < 1 and 0 < rise <= 1.001 * schedule.min_step < 1 - t
+        smallest_step = 1.001 * schedule.min_step + 2.0**-23 * new  # t is stored in float32
+        held = t < 1 and 0 < rise <= smallest_step < 1 - t
         smallest = smallest + 1 if held else 0
         if smallest == _STALLED:
             text = (

@@ -169,6 +169,11 @@ class TrainingState:
                 f"expected the settings that {path} was written with ({was}), "
                 f"got {got}; resume with the same settings, or give another checkpoint"
             )
+        if set(state["counters"]["history"]) != set(_COLUMNS):
+            raise ValueError(
+                f"expected the columns of history of this version of pyrocg in {path}, got those "
+                "of another version; train again"
+            )
         put_state(self.model, state["model"], path)
         self.best_state = state["best"]
         self.optimizer.load_state_dict(state["optimizer"])

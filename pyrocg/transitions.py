@@ -258,6 +258,6 @@ def _with_slope(function: Callable[[Tensor], Tensor], u: Tensor) -> tuple[Tensor
     v = u.detach().requires_grad_()
     with torch.enable_grad():
         value = function(v)
-        (slope,) = torch.autograd.grad(value.sum(), v)
+        (slope,) = torch.autograd.grad(value.sum() + 0.0 * v.sum(), v)  # v may have no part
     known = value.isfinite().unsqueeze(-1) & slope.isfinite().all(-1, keepdim=True)
     return value.detach(), torch.where(known, slope, 0.0)

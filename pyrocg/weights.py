@@ -153,7 +153,7 @@ def stratified_summary(
     elbo, log_z, fraction = torch.stack(rows, 1)
     p = torch.softmax(log_z, 0)
     return (
-        float((p * (elbo - p.log())).sum()),
+        float((p * elbo + torch.special.entr(p)).sum()),
         float(torch.logsumexp(log_z, 0)),
         float(1.0 / (p / fraction).sum()),
     )

@@ -326,3 +326,11 @@ def test_highest_density_interval_of_a_skewed_density():
     assert low == pytest.approx(0.0, abs=1e-3)
     assert high == pytest.approx(-math.log(0.1), abs=1e-2)
     assert highest_density(torch.stack([draws, -draws], 1), 0.5).shape == (2, 2)
+
+
+def test_samples_without_weight_are_in_no_tail():
+    w = torch.zeros(10_000)
+    w[:60] = torch.linspace(0.5, 1.5, 60)
+    (tail,) = heavy_tails(w, torch.zeros(10_000, dtype=torch.long), 500, seed=0)
+    assert bool((w[tail.index] > 0).all())
+    assert tail.means.mean().item() == pytest.approx(w[tail.index].mean().item(), rel=0.1)

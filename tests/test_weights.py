@@ -174,3 +174,9 @@ def test_the_mean_of_a_tail_scales_with_it_and_repeats():
 
 def test_the_tail_is_a_fifth_of_few_and_a_root_of_many():
     assert [tail_size(n) for n in (25, 225, 10_000)] == [5, 45, 300]
+
+
+def test_a_component_without_weight_leaves_the_bound_finite():
+    log_w, component = torch.tensor([0.0, -1000.0]), torch.tensor([0, 1])
+    elbo, log_z, _ = stratified_summary(log_w, component, torch.tensor([0.5, 0.5]))
+    assert elbo == pytest.approx(log_z) == pytest.approx(-math.log(2))

@@ -178,7 +178,7 @@ def molecular_energy(molecule: Molecule, engine: str = "auto") -> Energy:
         ValueError: the engine is unknown.
     """
     from pyrocg.energies.copies import CopiesEnergy
-    from pyrocg.energies.openmm import OpenMMEnergy
+    from pyrocg.energies.openmm import OpenMMEnergy, gpu_platform
 
     if engine == "compiled":
         return _with_reason(CompiledEnergy(molecule), "asked for")
@@ -192,10 +192,10 @@ def molecular_energy(molecule: Molecule, engine: str = "auto") -> Energy:
     except UnsupportedForceError as error:
         if engine == "auto":
             return _uncompiled(molecule, str(error))
-        return _with_reason(CopiesEnergy(molecule), "asked for")
+        return _with_reason(CopiesEnergy(molecule, gpu_platform()), "asked for")
     if engine == "auto":
         return _with_reason(whole, "every force has a compiled form")
-    return _with_reason(CopiesEnergy(molecule, energies=whole), "asked for")
+    return _with_reason(CopiesEnergy(molecule, gpu_platform(), energies=whole), "asked for")
 
 
 def _uncompiled(molecule: Molecule, reason: str) -> Energy:

@@ -39,8 +39,8 @@ class CopiesEnergy(Energy):
     r"""The potential energy of a molecule, with forces of many copies in one OpenMM Context.
 
     A GPU takes as long for one small molecule as for a thousand. A Context reports only the total
-    energy of its copies, so energies come from another engine: the compiled one where it covers
-    every force, else OpenMM, one configuration after the other. :meth:`forces` needs no energies.
+    energy of its copies, so energies come from another engine, ``energies``. :meth:`forces` needs
+    no energies.
 
     The copies are placed on a grid, farther apart than any two atoms act on each other. A
     configuration larger than ``reach`` is left to the other engine.
@@ -63,7 +63,8 @@ class CopiesEnergy(Energy):
     Raises:
         UnsupportedForceError: a force, named by class and index, is not the same on copies.
         RuntimeError: forces on copies disagree with those of OpenMM's Reference platform.
-        ValueError: ``copies`` or ``reach`` is not positive, or the platform is unusable here.
+        ValueError: ``copies`` is not positive, ``reach`` is not or is smaller than the molecule's
+            structure, or the platform is unusable here.
 
     Example:
         >>> import torch
@@ -91,7 +92,12 @@ class CopiesEnergy(Energy):
         self.reach = 1.5 * float(_diagonals(structure)[0]) if reach is None else float(reach)
         if self.copies < 1 or not self.reach > 0:
             raise ValueError(
-                f"expected copies >= 1 and reach > 0 nm, got {copies} and {self.reach}"
+                f"expected copies >= 1 and reach > 0 nm, got {self.copies} and {self.reach}"
+            )
+        if self.reach < (smallest := float(_diagonals(structure)[0])):
+            raise ValueError(
+                f"expected a reach of at least {smallest:.3g} nm, the size of the molecule's "
+                f"structure, got {self.reach:.3g}"
             )
         xml, spacing = replicated(molecule.system, self.copies, self.reach)
         properties = platform_properties(self.platform, precision="double")
@@ -148,6 +154,7 @@ class CopiesEnergy(Energy):
         scale = np.array(_CHECKED_NOISE)[:, None, None]
         noise = np.random.default_rng(0).standard_normal((len(scale), *structure.shape[1:]))
         x = structure + scale * noise
+        x = x[_diagonals(x) <= self.reach]
         which = np.arange(self.copies) % len(x)
         expected = _forces_of(alone, x)[which]
         error = np.abs(self._launch(x[which]) - expected).max() / (np.abs(expected).max() + 1.0)

@@ -53,7 +53,8 @@ def custom_pairs(force: Any) -> Term | None:
 def pairs_beside(n_atoms: int, excluded: Iterable[Collection[int]]) -> Tensor:
     """Which pairs of atoms count, (n_rows, n_atoms)."""
     included = torch.ones(n_atoms, n_atoms, dtype=torch.bool)
-    for i, j in excluded:
+    for pair in excluded:  # one atom where OpenMM was told to exclude it from itself
+        i, j = min(pair), max(pair)
         included[i, j] = included[j, i] = False
     return by_rows(included)
 

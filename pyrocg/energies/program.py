@@ -92,7 +92,8 @@ class Program:
                 except IndexError:  # another thread was faster
                     return
                 energy, gradient = self._columns(_as_columns(x, self._dtype))
-                energies.copy_(energy[: len(x)])
+                # an atom at infinity acts on none, but its energy is not known
+                energies.copy_(energy[: len(x)] + (0.0 * x).sum((1, 2)))
                 gradients.copy_(gradient[..., : len(x)].permute(2, 1, 0))
 
     def _compile(self, x: Tensor) -> None:
@@ -117,7 +118,8 @@ class Program:
     def _threads(self, threads: int) -> ThreadPoolExecutor:
         owner = os.getpid(), threads
         if self._pool is None or self._pool_of != owner:  # a forked child has none of the threads
-            self._pool = ThreadPoolExecutor(threads - 1, initializer=_join_openmp)
+            self._pool = ThreadPoolExecutor(threads - 1)
+            self._pool.submit(_join_openmp)  # one team more: there are then more threads than cores
             self._pool_of = owner
         return self._pool
 

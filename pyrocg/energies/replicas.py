@@ -103,9 +103,11 @@ def _why_not(force: Any, name: str) -> str:
         return "it cannot be copied"
     if force.usesPeriodicBoundaryConditions():
         return "it uses periodic boundary conditions"
-    if any(_COORDINATE.fullmatch(v) for e in _expressions(force, name) for v in names_in(parse(e))):
-        return _ELSEWHERE
-    return ""
+    try:
+        names = {v for e in _expressions(force, name) for v in names_in(parse(e))}
+    except ValueError as error:
+        return str(error)
+    return _ELSEWHERE if any(map(_COORDINATE.fullmatch, names)) else ""
 
 
 def _expressions(force: Any, name: str) -> Iterator[str]:
