@@ -225,7 +225,7 @@ def figure(options: argparse.Namespace) -> None:
     picture, axes = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
     for row in rows:
         calls, elbo = (np.array(row["curve"][name]) for name in ("energy_calls", "elbo"))
-        label = f"{row['sequence']}, {row['components']} components"
+        label = f"{row['sequence']}, {row['components']} components, {row['steps']} steps"
         axes[0].semilogx(calls, row["log_z"] - elbo, marker=".", label=label)
     axes[0].set(xlabel="energy calls of training", ylabel="log Z - ELBO (nats)", ylim=(0, 3))
     axes[0].legend()
