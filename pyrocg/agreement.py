@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from statistics import NormalDist
 
 import torch
 
@@ -94,7 +95,7 @@ def _shifted(drawn: Prediction, trained: Prediction) -> Iterator[Caution]:
     one, other = drawn.estimates(corrected=False), trained.estimates(corrected=False)
     if not one:
         return
-    normal = -float(torch.special.ndtri(torch.tensor(_ERROR_PROBABILITY / (2 * len(one))).double()))
+    normal = NormalDist().inv_cdf(1 - _ERROR_PROBABILITY / (2 * len(one)))
     for name, of_draws in one.items():
         gap = of_draws.mean - other[name].mean
         if of_draws.unit == "rad":

@@ -6,13 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from statistics import NormalDist
 
-import numpy as np
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from pyrocg.arviz_compat import pareto_smooth
-from pyrocg.bootstrap import merged_strata
+from pyrocg.bootstrap import merged_strata, mixed_seed
 from pyrocg.bridges import Bridge, check_counts, check_fraction, find_bridge
 from pyrocg.cgmodel import CoarseGrainedModel, Samples
 from pyrocg.conditions import at_target, seeded
@@ -236,7 +235,7 @@ def anneal(
     bridge = bridge or find_bridge(model, seed=seed)
     parts: list[_Crossing] = []
     with (
-        seeded(_other(seed), model.parameters()),
+        seeded(mixed_seed(seed, 3), model.parameters()),
         at_target(model),
         tqdm(total=num_samples, disable=not progress, unit="sample") as bar,
     ):
@@ -295,11 +294,6 @@ def _cross(
     rates = torch.stack(accepted).double() if accepted else log_w.new_zeros(0)
     samples = space.samples(particles, log_w).to("cpu")
     return _Crossing(samples, family.cpu(), component.cpu(), rates.cpu())
-
-
-def _other(seed: int) -> int:
-    """Seed of other numbers than those that the bridge of this seed was found with."""
-    return int(np.random.SeedSequence([seed % 2**63, 1]).generate_state(1)[0])
 
 
 def _joined(parts: list[Samples]) -> Samples:

@@ -21,6 +21,7 @@ __all__ = [
     "heavy_tails",
     "highest_density",
     "merged_strata",
+    "mixed_seed",
     "random_stream",
     "weighted_quantiles",
 ]
@@ -29,13 +30,20 @@ _CHUNK = 2**22  # numbers drawn at a time
 _LEAST = 25  # samples of a stratum: its variance is not known from fewer
 
 
+def mixed_seed(seed: int, number: int) -> int:
+    """Return a seed of random numbers that no other number, nor the seed itself, gives.
+
+    0: the bootstrap. 1: the spread of groups. 2: tails. 3: annealing.
+    """
+    return int(np.random.SeedSequence([seed % 2**63, number]).generate_state(1)[0])
+
+
 def random_stream(seed: int, number: int) -> torch.Generator:
-    """Return a generator of numbers that no other number, nor the seed itself, gives.
+    """Return a generator that is seeded by :func:`mixed_seed`.
 
     Samples are drawn with the seed itself; factors from the same stream would know them.
     """
-    mixed = np.random.SeedSequence([seed % 2**63, number]).generate_state(1)
-    return torch.Generator().manual_seed(int(mixed[0]))
+    return torch.Generator().manual_seed(mixed_seed(seed, number))
 
 
 def bootstrap_factors(group: Tensor, n_draws: int, seed: int) -> Iterator[Tensor]:
@@ -128,7 +136,7 @@ def heavy_tails(weights: Tensor, component: Tensor, n_draws: int, seed: int) -> 
         >>> len(tail.index), tail.means.shape
         (60, torch.Size([500]))
     """
-    generator, found = random_stream(seed, 2), []  # 0: the bootstrap, 1: the spread of groups
+    generator, found = random_stream(seed, 2), []
     for k in component.unique():
         own = torch.nonzero((component == k) & (weights > 0))[:, 0]
         w, order = weights.double()[own].sort()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import TypeAlias
 
 import numpy as np
@@ -157,11 +158,11 @@ def of_model_bias(
     """
     if not plain:
         return
-    normal = torch.special.ndtri(torch.tensor(ERROR_PROBABILITY / (2 * len(plain))).double())
+    normal = NormalDist().inv_cdf(1 - ERROR_PROBABILITY / (2 * len(plain)))
     for name, own in plain.items():
         other = corrected[name]
         gap, error = _difference(own, other)
-        if abs(gap) > -float(normal) * error:
+        if abs(gap) > normal * error:
             text = (
                 f"{name}: the model's own average differs from the corrected one by {gap:.3g} "
                 f"{own.unit}".rstrip()
@@ -181,6 +182,5 @@ def _difference(own: Estimate, other: Estimate) -> tuple[float, float]:
     if own.unit == "rad":
         gap = float(wrap(torch.tensor(gap, dtype=torch.float64)))
     moved = ((own.draws - own.mean) - (other.draws - other.mean)) * -math.copysign(1.0, gap)
-    normal = float(torch.special.ndtri(torch.tensor(0.95, dtype=torch.float64)))
-    error = float(np.quantile(moved, 0.95)) / normal
+    error = float(np.quantile(moved, 0.95)) / NormalDist().inv_cdf(0.95)
     return gap, max(error, math.ulp(abs(own.mean) + abs(other.mean)) * 1e3)

@@ -343,7 +343,10 @@ class CoarseGrainedModel(nn.Module):
         finally:
             self.model.target = capped
         _check_sites(guide, model)
-        log_model, log_guide = _log_probs(model, num_samples), _log_probs(guide, num_samples)
+        log_model, log_guide = (
+            site_log_probs(model, num_samples),
+            site_log_probs(guide, num_samples),
+        )
         latents = {name: v for name, v in drawn_values(guide).items() if name != "u"}
         log_boltzmann: Any = model.nodes["log_boltzmann"]["value"]
         u: Any = guide.nodes["u"]["value"]
@@ -369,7 +372,7 @@ class CoarseGrainedModel(nn.Module):
                 self.model.encode(u)
 
         encoded = poutine.trace(encode).get_trace()
-        log_encoder = sum(_log_probs(encoded, n).values())
+        log_encoder = sum(site_log_probs(encoded, n).values())
         return log_generator(self.guide, u, drawn_values(encoded)) - log_encoder
 
     @torch.no_grad()
@@ -426,8 +429,10 @@ def log_generator(guide: nn.Module, u: Tensor, latents: dict[str, Tensor]) -> Te
     inside = _inside(trace, latents, n)
     if not bool(inside.all()):  # validation refuses such values: any others in their place
         others = drawn_values(poutine.trace(guide).get_trace(n))
-        trace = traced({k: torch.where(_like(inside, v), v, others[k]) for k, v in latents.items()})
-    scored: Any = sum(_log_probs(trace, n).values())
+        trace = traced(
+            {k: torch.where(shaped_like(inside, v), v, others[k]) for k, v in latents.items()}
+        )
+    scored: Any = sum(site_log_probs(trace, n).values())
     return torch.where(inside, scored, -torch.inf)
 
 
@@ -440,7 +445,7 @@ def _inside(trace: poutine.Trace, latents: dict[str, Tensor], n: int) -> Tensor:
     return found
 
 
-def _like(mask: Tensor, value: Tensor) -> Tensor:
+def shaped_like(mask: Tensor, value: Tensor) -> Tensor:
     return mask.reshape(-1, *(1 for _ in value.shape[1:]))
 
 
@@ -454,7 +459,7 @@ def _check_sites(guide: poutine.Trace, model: poutine.Trace) -> None:
         )
 
 
-def _log_probs(trace: poutine.Trace, n: int) -> dict[str, Tensor]:
+def site_log_probs(trace: poutine.Trace, n: int) -> dict[str, Tensor]:
     """Log density of every sample at every site, shape (n,) each."""
     with warnings.catch_warnings():  # of -inf and NaN, which the caller counts
         warnings.filterwarnings("ignore", "Encountered .*(inf|NaN)", UserWarning)

@@ -262,7 +262,7 @@ def _spread(
     between = (observed - noise).clamp(min=0.0)
     variance = between * (1 / n_groups if shared_truth else 1 + 1 / n_groups)
     scaled = centred * (variance / observed.clamp(min=torch.finfo(observed.dtype).tiny)).sqrt()
-    generator = random_stream(seed, 1)  # the bootstrap's is 0
+    generator = random_stream(seed, 1)
     normal = torch.randn(n_draws, n_groups, dtype=values.dtype, generator=generator)
     # chi-square of D - 1 degrees of freedom, the scale of a t distribution
     chi2 = torch.randn(n_draws, n_groups - 1, dtype=values.dtype, generator=generator).square()

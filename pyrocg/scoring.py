@@ -9,7 +9,7 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from pyrocg.cgmodel import CoarseGrainedModel, _log_probs, drawn_values, log_generator
+from pyrocg.cgmodel import CoarseGrainedModel, drawn_values, log_generator, site_log_probs
 from pyrocg.coordinates import Coordinates
 
 __all__ = ["score"]
@@ -56,7 +56,7 @@ def score(model: CoarseGrainedModel, x: Tensor) -> Tensor:
         target = poutine.trace(conditioned).get_trace(n)
     finally:
         model.model.target = capped
-    log_target: Any = sum(_log_probs(target, n).values())
+    log_target: Any = sum(site_log_probs(target, n).values())
     log_q = log_generator(model.guide, u, drawn_values(target))
     log_w[inside] = (log_target - log_q).double()
     return log_w

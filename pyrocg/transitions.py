@@ -15,10 +15,10 @@ from torch import Tensor
 from pyrocg.cgmodel import (
     CoarseGrainedModel,
     Samples,
-    _like,
-    _log_probs,
     drawn_values,
     log_generator,
+    shaped_like,
+    site_log_probs,
 )
 from pyrocg.distributions import wrap
 from pyrocg.frames import Scales, draw_values
@@ -66,7 +66,7 @@ class Particles:
 
     def where(self, mask: Tensor, other: Particles) -> Particles:
         """These where the mask ``(n,)`` holds, the others elsewhere."""
-        return self._combined(other, lambda a, b: torch.where(_like(mask, a), a, b))
+        return self._combined(other, lambda a, b: torch.where(shaped_like(mask, a), a, b))
 
     def take(self, index: Tensor) -> Particles:
         """The particles of an index."""
@@ -191,7 +191,7 @@ class ExtendedSpace:
         u, n = particles.u, len(particles.u)
         x, log_abs_det = self.model.coordinates(u)
         given: Any = poutine.condition(self.model.guide, data=particles.latents | {"u": u})
-        log_prior = _log_probs(poutine.trace(given).get_trace(n), n)["z"]
+        log_prior = site_log_probs(poutine.trace(given).get_trace(n), n)["z"]
         return Samples(
             u=u,
             x=x,
@@ -230,7 +230,7 @@ class ExtendedSpace:
     def _log_encoders(self, u: Tensor, latents: dict[str, Tensor]) -> dict[str, Tensor]:
         """Log density of each latent site, shape (n,) each."""
         given: Any = poutine.condition(self._encode, data=latents)
-        found = _log_probs(poutine.trace(given).get_trace(u), len(u))
+        found = site_log_probs(poutine.trace(given).get_trace(u), len(u))
         if found.keys() != latents.keys():
             raise ValueError(
                 f"expected an encoder with the sites of the prior, {sorted(latents)}, got "

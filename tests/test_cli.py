@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tiny_runs import TINY, WELL
 
 from pyrocg.checkpoint import load_state
 from pyrocg.cli import main
@@ -18,13 +19,6 @@ from pyrocg.config import SECTIONS, options
 from pyrocg.energies.toy import DoubleWell
 from pyrocg.observables import double_well_observables
 from pyrocg.runfolder import RunFolder, plain
-
-TINY = [
-    *("--threads", "1", "--steps", "40", "--num-samples", "32", "--starts", "16"),
-    *("--hidden", "8", "--n-couplings", "2", "--evaluate-every", "10"),
-    *("--evaluate-samples", "64", "--quiet"),
-]
-WELL = ["double-well", *TINY]
 
 
 @pytest.fixture(autouse=True)

@@ -41,7 +41,7 @@ def test_gradient_is_unbiased():
     assert ((path - plain).norm() / plain.norm()).item() < 0.01
 
 
-def test_gradient_is_unbiased_for_the_recommended_model():
+def recommended_model():
     """A mixture latent with couplings, away from where it starts."""
     torch.manual_seed(0)
     target = BoltzmannTarget(DoubleWell(), beta=1.0)
@@ -51,6 +51,11 @@ def test_gradient_is_unbiased_for_the_recommended_model():
     with torch.no_grad():
         for parameter in cg.parameters():
             parameter.add_(0.2 * torch.randn_like(parameter))
+    return cg
+
+
+def test_gradient_is_unbiased_for_the_recommended_model():
+    cg = recommended_model()
     _, path = gradients(cg, PathGradientELBO(), 100_000)
     _, plain = gradients(cg, Trace_ELBO(), 100_000)
     n_guide = len(list(cg.guide.parameters()))
@@ -289,14 +294,7 @@ def test_analytic_entropy_is_unbiased_for_couplings_and_circles():
 
 
 def test_analytic_entropy_of_the_recommended_model():
-    torch.manual_seed(0)
-    target = BoltzmannTarget(DoubleWell(), beta=1.0)
-    cg = CoarseGrainedModel.from_basins(
-        target, IdentityCoordinates(2), latent_dim=1, n_couplings=2, hidden=(8,), n_modes=2
-    ).double()
-    with torch.no_grad():
-        for parameter in cg.parameters():
-            parameter.add_(0.2 * torch.randn_like(parameter))
+    cg = recommended_model()
     value, analytic = gradients(cg, AnalyticEntropyELBO(), 20_000)
     plain_value, plain = gradients(cg, Trace_ELBO(), 20_000)
     torch.testing.assert_close(analytic, plain)  # all noise is normal

@@ -7,19 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tiny_runs import WELL
 
 from pyrocg.cli import main
 from pyrocg.config import resolve
 from pyrocg.observables import double_well_observables
 from pyrocg.run_prediction import samples_of_training
 from pyrocg.runfolder import RunFolder
-
-TINY = [
-    *("--threads", "1", "--steps", "40", "--num-samples", "32", "--starts", "16"),
-    *("--hidden", "8", "--n-couplings", "2", "--evaluate-every", "10"),
-    *("--evaluate-samples", "64", "--quiet"),
-]
-WELL = ["double-well", *TINY]
 
 
 @pytest.fixture(autouse=True)

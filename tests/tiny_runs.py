@@ -1,0 +1,8 @@
+"""Runs of the command line that take a second."""
+
+TINY = [
+    *("--threads", "1", "--steps", "40", "--num-samples", "32", "--starts", "16"),
+    *("--hidden", "8", "--n-couplings", "2", "--evaluate-every", "10"),
+    *("--evaluate-samples", "64", "--quiet"),
+]
+WELL = ["double-well", *TINY]
