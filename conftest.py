@@ -10,7 +10,7 @@ from sybil import Sybil
 from sybil.parsers.myst import PythonCodeBlockParser
 
 import pyrocg
-from pyrocg.prediction import predict
+from pyrocg.predictive import predict
 from pyrocg.training import fit
 
 ROOT = Path(__file__).parent

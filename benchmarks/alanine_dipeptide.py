@@ -3,14 +3,12 @@
 Run: python benchmarks/alanine_dipeptide.py [--forcefield ff96-obc1] [--recipe long] [--seeds 0 1 2]
      python benchmarks/alanine_dipeptide.py --surface 10000000
      python benchmarks/alanine_dipeptide.py --dynamics
-     python benchmarks/alanine_dipeptide.py --ablation
 
 The first trains and predicts by the command line, one run folder for each seed under --out; what is
 there already is not done again, and what was stopped goes on. References: benchmarks/references,
 made by benchmarks/reference.py. --surface draws so many samples of each trained seed and compares
 their Ramachandran densities with the reference and with each other. --dynamics spends the energy
-calls of the first seed on replica exchange and on plain Langevin dynamics. --ablation trains
-short runs that differ from the default in one thing each.
+calls of the first seed on replica exchange and on plain Langevin dynamics.
 """
 
 from __future__ import annotations
@@ -29,34 +27,15 @@ import numpy as np
 import torch
 
 import pyrocg
-from pyrocg import observables
+from pyrocg import geometry
 from pyrocg.cgmodel import CoarseGrainedModel
-from pyrocg.checkpoint import load_state, put_state
-from pyrocg.config import read_toml, resolve
 from pyrocg.langevin import repartitioned_masses, temperature_ladder
 from pyrocg.reference import Reference, replica_exchange
-from pyrocg.runfolder import RunFolder
-from pyrocg.system import build_basins, build_model, build_system
 
 TEMPERATURE = {"amber96-obc": 330, "ff96-obc1": 300}  # K
 RECIPES = {
     "default": "",
     "long": "--steps 20000 --num-samples 400 --n-couplings 8 --hidden 192 192",
-}
-ABLATION_STEPS = 1500
-ABLATION = {
-    "default": "",
-    "Adam in place of SOAP": "--optimizer adam",
-    "no covering centres": "--cover 0",
-    "8 couplings of 192 units": "--n-couplings 8 --hidden 192 192",
-    "z of 1 dimension": "--latent-dim 1",
-    "z of 4 dimensions": "--latent-dim 4",
-    "tempered from t = 0.5": "--schedule linear --start 0.5",
-    "Gaussian decoder, internal coordinates": "--model gaussian",
-    "Gaussian decoder, internal, tempered": "--model gaussian --schedule adaptive",
-    "Gaussian decoder, Cartesian, tempered": (
-        "--model gaussian --coordinates cartesian --schedule adaptive"
-    ),
 }
 BASINS = ("left", "alpha", "beta")
 BINS = 100
@@ -66,9 +45,7 @@ REFERENCES = Path(__file__).parent / "references"
 def main() -> None:
     options = parse()
     torch.set_num_threads(1)
-    if options.ablation:
-        ablation(options)
-    elif options.dynamics:
+    if options.dynamics:
         dynamics(options)
     elif options.surface:
         surfaces(options)
@@ -84,7 +61,6 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--samples", type=int, default=100_000, help="to predict from")
     parser.add_argument("--surface", type=int, metavar="N", help="samples of each seed")
     parser.add_argument("--dynamics", action="store_true")
-    parser.add_argument("--ablation", action="store_true")
     parser.add_argument("--out", type=Path, default=Path("runs"), help="folder of the run folders")
     return parser.parse_args()
 
@@ -136,17 +112,15 @@ def reference_file(forcefield: str) -> Path:
     return REFERENCES / name
 
 
-def trained(options: argparse.Namespace, seed: int, name: str = "", extra: str = "") -> Path:
+def trained(options: argparse.Namespace, seed: int) -> Path:
     """The folder of a run that is trained, now or before."""
-    folder = options.out / f"{options.forcefield}-{name or options.recipe}-{seed}"
+    folder = options.out / f"{options.forcefield}-{options.recipe}-{seed}"
     if (folder / "config.toml").exists():
         command(["resume", str(folder)])
         return folder
     arguments = ["--forcefield", options.forcefield, "--seed", str(seed), "--out", str(folder)]
     arguments += ["--temperature", str(TEMPERATURE[options.forcefield])]
-    command(
-        ["fit", "alanine-dipeptide", *arguments, *RECIPES[options.recipe].split(), *extra.split()]
-    )
+    command(["fit", "alanine-dipeptide", *arguments, *RECIPES[options.recipe].split()])
     return folder
 
 
@@ -178,7 +152,7 @@ def surfaces(options: argparse.Namespace) -> None:
     known = known["phi_psi_probability"]
     found, effective = {}, {}
     for seed in options.seeds:
-        model = load(trained(options, seed))
+        model = pyrocg.load_run(trained(options, seed)).model
         found[seed], effective[seed] = surface(model, options.surface, seed)
         distance = pyrocg.total_variation(found[seed], known)
         print(
@@ -201,23 +175,12 @@ def finite_sample_distance(p: np.ndarray, first: float, second: float) -> float:
     return float(np.sqrt(p * (1 / first + 1 / second) / (2 * math.pi)).sum())
 
 
-def load(path: Path) -> CoarseGrainedModel:
-    """The trained model of a run folder."""
-    folder = RunFolder.open(path)
-    config = resolve({}, read_toml(folder.config_file))
-    system = build_system(config)
-    basins = folder.basins(lambda: build_basins(config, system))
-    model = build_model(config, system, basins)
-    put_state(model, load_state(folder.checkpoint)["model"], folder.checkpoint)
-    return model
-
-
 def surface(
     model: CoarseGrainedModel, n: int, seed: int, batch: int = 5000
 ) -> tuple[np.ndarray, float]:
     """The weighted histogram of (phi, psi), and the effective number of samples."""
     molecule = pyrocg.alanine_dipeptide()
-    angles = [observables.phi(molecule), observables.psi(molecule)]
+    angles = [geometry.phi(molecule), geometry.psi(molecule)]
     edges = np.linspace(-math.pi, math.pi, BINS + 1)
     counts, total, squares, shift = np.zeros((BINS, BINS)), 0.0, 0.0, None
     torch.manual_seed(1000 + seed)
@@ -249,7 +212,7 @@ def dynamics(options: argparse.Namespace) -> None:
     print("| learned model | " + " | ".join(learned) + " |", flush=True)
     for name, rungs in (("replica exchange", 4), ("Langevin dynamics", 1)):
         run = simulate(options.forcefield, molecule, calls, rungs)
-        found = [run.estimate(o) for o in observables.basin_populations(molecule)]
+        found = [run.estimate(o) for o in geometry.basin_populations(molecule)]
         by_name = {f.name: vars(f) for f in found}
         cells = [population(by_name[f"population_{basin}"]) for basin in BASINS]
         print(f"| {name} | " + " | ".join(cells) + " |", flush=True)
@@ -272,34 +235,6 @@ def simulate(
         record_every=40,
         progress=False,
     )
-
-
-# What each part of the recipe is worth
-
-
-def ablation(options: argparse.Namespace) -> None:
-    print(
-        f"{ABLATION_STEPS} steps each\n\n| what differs | seed | log Z | log Z - ELBO | ESS % | "
-        + " | ".join(f"{name} %" for name in BASINS)
-        + " |\n|"
-        + "---|" * (5 + len(BASINS))
-    )
-    for number, (what, extra) in enumerate(ABLATION.items()):
-        for seed in options.seeds:
-            folder = trained(
-                options, seed, f"ablation{number}", f"--steps {ABLATION_STEPS} {extra}"
-            )
-            found = predicted(folder, options.samples)
-            values = [found["observables"][f"population_{name}"]["mean"] for name in BASINS]
-            cells = [
-                what,
-                str(seed),
-                f"{found['log_z']:.3f}",
-                f"{found['log_z'] - found['elbo']:.3f}",
-                f"{100 * found['ess']:.1f}",
-                *(f"{100 * value:.3f}" for value in values),
-            ]
-            print("| " + " | ".join(cells) + " |", flush=True)
 
 
 if __name__ == "__main__":

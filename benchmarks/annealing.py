@@ -13,7 +13,6 @@ import argparse
 from pathlib import Path
 
 import torch
-from alanine_dipeptide import load
 
 import pyrocg
 from pyrocg.annealing import anneal
@@ -21,7 +20,7 @@ from pyrocg.arviz_compat import pareto_smooth
 from pyrocg.bridges import find_bridge
 from pyrocg.cgmodel import CoarseGrainedModel
 from pyrocg.conditions import at_target, seeded
-from pyrocg.observables import basin_populations
+from pyrocg.geometry import basin_populations
 from pyrocg.weights import ess, log_mean_exp, log_mean_exp_error
 
 HEADER = (
@@ -38,7 +37,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    model = load(options.folder)
+    model = pyrocg.load_run(options.folder).model
     print(HEADER)
     for draws in (0, 4):
         x, log_w = importance(model, options.samples, draws, options.seed)

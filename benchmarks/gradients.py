@@ -23,10 +23,10 @@ from torch import Tensor
 import pyrocg
 from pyrocg.cgmodel import CoarseGrainedModel
 from pyrocg.conditions import seeded
-from pyrocg.config import read_toml, resolve
 from pyrocg.objectives import AnalyticEntropyELBO, PathGradientELBO
+from pyrocg.run import untrained_model
 from pyrocg.runfolder import RunFolder
-from pyrocg.system import build_basins, build_model, build_system
+from pyrocg.system import build_system
 from pyrocg.weights import ess, log_mean_exp
 
 STEPS = (0, 50, 150, 400, 800, 1200, 1500)
@@ -52,10 +52,9 @@ def main() -> None:
 def untrained(path: Path) -> tuple[CoarseGrainedModel, int]:
     """The model of a run before training, and the run's seed."""
     folder = RunFolder.open(path)
-    config = resolve({}, read_toml(folder.config_file))
-    system = build_system(config)
-    basins = folder.basins(lambda: build_basins(config, system))
-    return build_model(config, system, basins), config.fit.seed
+    config = folder.config()
+    model, _ = untrained_model(folder, config, build_system(config))
+    return model, config.fit.seed
 
 
 # Noise

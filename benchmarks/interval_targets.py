@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 import pyrocg
-from pyrocg import observables
+from pyrocg import geometry, observables
 from pyrocg.basins import Basins, find_basins
 from pyrocg.cgmodel import CoarseGrainedModel
 from pyrocg.laplace import LaplacePosterior
@@ -135,7 +135,7 @@ def molecule() -> Case:
     """Alanine dipeptide, whose truth is a simulation with an error of its own."""
     known = json.loads(REFERENCE.read_text())["averages"]
     system = pyrocg.alanine_dipeptide()
-    found = (*observables.basin_populations(system), observables.radius_of_gyration(system))
+    found = (*geometry.basin_populations(system), geometry.radius_of_gyration(system))
     truth = []
     for observable in found:
         name = f"{observable.name}, trans only"

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 
 import pyrocg
-from pyrocg import observables
+from pyrocg import geometry
 from pyrocg.arviz_compat import pareto_smooth
 from pyrocg.basins import Basins, find_basins
 from pyrocg.cgmodel import CoarseGrainedModel
@@ -155,11 +155,11 @@ def trained(options: argparse.Namespace) -> tuple[System, CoarseGrainedModel, di
 def table(options: argparse.Namespace) -> None:
     system, model, state = trained(options)
     residues = range(len(options.sequence))
-    chosen = [o for r in residues for o in observables.basin_populations(system.molecule, r)]
+    chosen = [o for r in residues for o in geometry.basin_populations(system.molecule, r)]
     found = compare(
         model,
         simulated(options),
-        [*chosen, observables.radius_of_gyration(system.molecule)],
+        [*chosen, geometry.radius_of_gyration(system.molecule)],
         num_samples=options.samples,
         seed=1000 + options.seed,
     )

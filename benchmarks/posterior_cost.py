@@ -7,9 +7,8 @@ RUN is a folder of `pyrocg fit`; without one the quickstart's model is trained f
 runs in a process of its own, whose peak memory is its own: fitting each posterior, and predicting
 without one and with draws of each.
 
-The coverage is that of a linear-Gaussian model whose best weights are known in closed form. It is
-trained for many seeds with every loss, and the shares of best weights that each posterior's
-intervals hold are counted.
+The coverage is that of a linear-Gaussian model, which is trained for many seeds: how many of the
+exact averages do the intervals hold, without a posterior and with each.
 """
 
 from __future__ import annotations
@@ -28,9 +27,9 @@ from typing import Any
 import torch
 
 import pyrocg
-from pyrocg.config import read_toml, resolve
 from pyrocg.observables import coordinate
-from pyrocg.system import System, build_model, build_system
+from pyrocg.run_prediction import samples_of_training
+from pyrocg.system import System
 
 POSTERIORS = ("diagonal", "low_rank", "swag")
 
@@ -40,17 +39,9 @@ POSTERIORS = ("diagonal", "low_rank", "swag")
 
 def trained(run: Path) -> tuple[pyrocg.CoarseGrainedModel, System, int]:
     """The model of a run in its last state, its system, and the samples it was trained on."""
-    from pyrocg.basins import Basins
-    from pyrocg.checkpoint import load_state
-
-    config = resolve(read_toml(run / "config.toml"))
-    torch.set_num_threads(config.run.threads or 1)
-    system = build_system(config)
-    model = build_model(config, system, Basins(**load_state(run / "basins.pt")))
-    state = load_state(run / "checkpoint.pt")
-    model.load_state_dict(state["model"])
-    counters = state["counters"]
-    return model, system, (counters["step"] - counters["skipped"]) * config.fit.num_samples
+    found = pyrocg.load_run(run)
+    torch.set_num_threads(found.config.run.threads or 1)
+    return found.model, found.system, samples_of_training(found.config, found.counters)
 
 
 def fit_posterior(
@@ -72,7 +63,8 @@ def measure(part: str, run: Path, folder: Path, options: argparse.Namespace) -> 
     found: dict[str, Any] = {}
     if task == "fit":
         posterior = fit_posterior(kind, model, n, options.steps)
-        found["gibbs_scale"] = getattr(posterior, "gibbs_scale", None)
+        for name in ("gibbs_scale", "prior_scale", "excess"):
+            found[name] = getattr(posterior, name, None)
         took = time.perf_counter() - wall, time.process_time() - processor, memory()
         posterior.save(folder / f"{kind}.pt")
     else:
@@ -87,13 +79,11 @@ def measure(part: str, run: Path, folder: Path, options: argparse.Namespace) -> 
         )
         drawn = time.perf_counter() - wall, time.process_time() - processor
         found |= {"ess": prediction.ess, "elbo": prediction.elbo, "log_z": prediction.log_z}
+        plain, corrected = prediction.estimates(False), prediction.estimates()
+        found["cautions"] = [c.code for c in prediction.warnings]
         found["left"], found["left_plain"] = (
-            {
-                k: v
-                for k, v in vars(prediction.estimate("population_left", c)).items()
-                if k != "draws"
-            }
-            for c in (True, False)
+            {k: v for k, v in vars(each["population_left"]).items() if k != "draws"}
+            for each in (corrected, plain)
         )
         took = time.perf_counter() - wall, time.process_time() - processor, memory()
         found["drawing"] = drawn[1]
@@ -131,23 +121,29 @@ def costs(options: argparse.Namespace) -> None:
         parts = ["predict:none"]
         for kind in options.posteriors:
             parts += [f"fit:{kind}", f"predict:{kind}"]
-        print("| part | processor s | wall s | peak MiB | of it its own | energy calls | N |")
-        print("|---|---|---|---|---|---|---|", flush=True)
+        print(
+            "| part | processor s | of it drawing | wall s | peak MiB | of it its own "
+            "| energy calls | N | prior | expected excess |"
+        )
+        print("|---|---|---|---|---|---|---|---|---|---|", flush=True)
         rows = []
         for part in parts:
             row = in_own_process(part, run, temporary, options)
             rows.append(row)
-            scale = row.get("gibbs_scale")
+            drawing = row.get("drawing")
+            fitted = [row.get(name) for name in ("gibbs_scale", "prior_scale", "excess")]
+            cells = " | ".join("" if value is None else f"{value:.3g}" for value in fitted)
             print(
-                f"| {part} | {row['seconds']:.1f} | {row['wall']:.1f} | {row['peak']:.0f} | "
-                f"{row['more']:.0f} | {row['calls']} | {'' if scale is None else f'{scale:.3g}'} |",
+                f"| {part} | {row['seconds']:.1f} | {'' if drawing is None else f'{drawing:.1f}'} "
+                f"| {row['wall']:.1f} | {row['peak']:.0f} | {row['more']:.0f} | {row['calls']} | "
+                f"{cells} |",
                 flush=True,
             )
         print("\n| weights | ESS % | log Z - ELBO | left %, corrected | parts | plain | parts |")
         print("|---|---|---|---|---|---|---|")
         for row in rows:
             if "ess" in row:
-                print(result_row(row))
+                print(result_row(row), *row["cautions"])
 
 
 def in_own_process(

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 import pyrocg
-from pyrocg import observables
+from pyrocg import geometry, observables
 from pyrocg.averages import Average
 from pyrocg.checkpoint import write_atomically
 from pyrocg.langevin import TorsionBias, repartitioned_masses, temperature_ladder
@@ -101,7 +101,7 @@ def phi_bias(depth: float) -> TorsionBias:
 
 def trans(molecule: pyrocg.Molecule) -> observables.Observable:
     """Whether both peptide bonds are trans."""
-    bonds = [observables.omega(molecule, k) for k in range(2)]
+    bonds = [geometry.omega(molecule, k) for k in range(2)]
     return observables.population(
         "trans", lambda x: np.all([np.cos(bond(x)) < 0 for bond in bonds], axis=0)
     )
@@ -121,11 +121,11 @@ def mirrored(molecule: pyrocg.Molecule) -> observables.Observable:
 def summarise(
     reference: Reference, molecule: pyrocg.Molecule, options: argparse.Namespace
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    phi, psi = observables.phi(molecule), observables.psi(molecule)
+    phi, psi = geometry.phi(molecule), geometry.psi(molecule)
     is_trans = trans(molecule)
-    basins = observables.basin_populations(molecule)
+    basins = geometry.basin_populations(molecule)
     found = [reference.estimate(o) for o in (is_trans, mirrored(molecule), *basins)]
-    size = [observables.radius_of_gyration(molecule), observables.end_to_end(molecule), phi, psi]
+    size = [geometry.radius_of_gyration(molecule), geometry.end_to_end(molecule), phi, psi]
     found += [reference.estimate(o) for o in size]
     found.append(reference.mean_energy)
     only_trans = restricted(reference, is_trans)

@@ -46,15 +46,19 @@ _PUBLIC = {
     "posterior": ("EnsemblePosterior", "load_posterior"),
     "langevin": ("TorsionBias", "repartitioned_masses", "temperature_ladder"),
     "reference": ("Reference", "replica_exchange"),
-    "observables": ("Observable", "double_well_observables", "standard_observables"),
+    "observables": ("Observable", "double_well_observables"),
+    "geometry": ("standard_observables",),
     "analysis": ("free_energy", "kl_divergence", "total_variation"),
     "estimates": ("Estimate", "FreeEnergySurface", "Histogram"),
     "cautions": ("Caution",),
-    "prediction": ("Prediction", "predict"),
+    "prediction": ("Prediction",),
+    "predictive": ("PosteriorPrediction", "predict"),
     "bridges": ("Bridge", "find_bridge"),
     "annealing": ("Annealed", "anneal"),
     "scoring": ("score",),
     "comparison": ("Comparison", "compare"),
+    "steering": ("BasinVariable", "LatentVariable", "openmm_force"),
+    "run": ("Run", "load_run"),
 }
 _MODULE_OF = {name: module for module, names in _PUBLIC.items() for name in names}
 

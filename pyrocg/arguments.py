@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn, TypeAlias
 
-from pyrocg.config import SECTIONS, options
+from pyrocg import __version__
 from pyrocg.option import Option, parse
+from pyrocg.sections import SECTIONS, options
 
 __all__ = ["given_options", "make_parser"]
 
@@ -27,6 +29,25 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"pyrocg: error: {message}; see {self.prog} --help\n")
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        found, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            found.parser.refuse(unknown[0])
+        return found
+
+    def refuse(self, word: str) -> NoReturn:
+        """Say that a word is not known, and which flag comes near it."""
+        flag, _, _ = word.partition("=")
+        near = difflib.get_close_matches(flag, self._option_string_actions, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        self.error(f"expected options of {self.prog}, got {word}{hint}")
+
+
+def _folder(name: str) -> str:
+    if not name.strip():
+        raise argparse.ArgumentTypeError("expected the name of a folder, got an empty one")
+    return name
 
 
 def given_options(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
@@ -53,20 +74,23 @@ def make_parser(commands: Mapping[str, Command]) -> argparse.ArgumentParser:
     common.add_argument("--quiet", action="store_true", help="no progress")
     common.add_argument("--debug", action="store_true", help="show the traceback of an error")
     parser = _Parser(prog="pyrocg", description=_DESCRIPTION, allow_abbrev=False)
+    parser.add_argument("--version", action="version", version=f"pyrocg {__version__}")
     subparsers = parser.add_subparsers(metavar="COMMAND", required=True)
 
     def command(name: str, text: str, epilog: str = "") -> Any:
         added = subparsers.add_parser(
             name, help=text, description=text, parents=[common], allow_abbrev=False, epilog=epilog
         )
-        added.set_defaults(command=commands[name])
+        added.set_defaults(command=commands[name], parser=added)
         return added
 
     quickstart = command("quickstart", "learn alanine dipeptide, predict and draw", _DEFAULTS_HELP)
-    quickstart.add_argument("--out", default="pyrocg-quickstart", help="folder of the results")
+    quickstart.add_argument(
+        "--out", type=_folder, default="pyrocg-quickstart", help="folder of the results"
+    )
     fit = command("fit", "learn a system", _DEFAULTS_HELP)
     fit.add_argument("system", nargs="?", metavar="SYSTEM", help=_SYSTEM_HELP)
-    fit.add_argument("--out", required=True, help="folder of the results")
+    fit.add_argument("--out", type=_folder, required=True, help="folder of the results")
     quickstart.usage = "pyrocg quickstart [--out DIR] [--config FILE] [options]"
     fit.usage = "pyrocg fit [SYSTEM] --out DIR [--config FILE] [options]"
     for each in (quickstart, fit):
@@ -83,7 +107,7 @@ def make_parser(commands: Mapping[str, Command]) -> argparse.ArgumentParser:
         _add_option(each.add_argument_group("[run]"), options("run")["device"])
     plot = command("plot", "draw the pictures of a run")
     for each in (resume, predict, plot):
-        each.add_argument("folder", metavar="DIR", help="folder of the run")
+        each.add_argument("folder", type=_folder, metavar="DIR", help="folder of the run")
     return parser
 
 

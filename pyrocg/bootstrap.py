@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from pyrocg.weights import tail_mean_draws, tail_size
+from pyrocg.tails import tail_mean_draws, tail_size
 
 __all__ = [
     "Bootstrap",
@@ -34,6 +33,7 @@ def mixed_seed(seed: int, number: int) -> int:
     """Return a seed of random numbers that no other number, nor the seed itself, gives.
 
     0: the bootstrap. 1: the spread of groups. 2: tails. 3: annealing.
+    4: samples of the trained weights. 5: draws of posteriors.
     """
     return int(np.random.SeedSequence([seed % 2**63, number]).generate_state(1)[0])
 
@@ -119,9 +119,13 @@ def heavy_tails(weights: Tensor, component: Tensor, n_draws: int, seed: int) -> 
 
     Few samples miss the largest weights of a heavy tail, and with them most of the variance. So
     the excess over a threshold is taken as generalised Pareto with unknown parameters, see
-    :func:`pyrocg.weights.tail_mean_draws`. The mean of such draws lies above that of the samples by
-    a factor r. Of K tails it is made :math:`r^{1/\sqrt K}`, so that, compared with the error of
-    their sum, all together move it no further than one tail would.
+    :func:`pyrocg.tails.tail_mean_draws`. The mean of such draws moves the weight of a component
+    away from that of its samples, by :math:`b_c`. If the distribution does not fit, it moves all
+    components the same way, while their errors cancel. So a common factor keeps
+
+    .. math:: \Big|\sum_c b_c\Big| \le \Big(\sum_c b_c^2\Big)^{1/2}:
+
+    compared with the error of their sum, all together are moved no further than each by itself.
 
     Args:
         weights: :math:`w_i \ge 0`, shape ``(n,)``.
@@ -136,21 +140,32 @@ def heavy_tails(weights: Tensor, component: Tensor, n_draws: int, seed: int) -> 
         >>> len(tail.index), tail.means.shape
         (60, torch.Size([500]))
     """
-    generator, found = random_stream(seed, 2), []
+    w, generator = weights.double(), random_stream(seed, 2)
+    found = []
     for k in component.unique():
-        own = torch.nonzero((component == k) & (weights > 0))[:, 0]
-        w, order = weights.double()[own].sort()
+        own = torch.nonzero((component == k) & (w > 0))[:, 0]
         if len(own) < _LEAST:
             continue
-        size = tail_size(len(own))
-        threshold, top = w[-size - 1], w[-size:]
-        excess = (top - threshold)[top > threshold]
-        if len(excess) < 2 or float(excess.max() - excess.min()) < 1e-10 * float(top[-1]):
+        own = own[w[own].argsort()]
+        threshold = w[own[-tail_size(len(own)) - 1]]
+        own = own[w[own] > threshold]  # fewer, where weights are equal
+        if len(own) < 2 or float(w[own[-1]] - w[own[0]]) < 1e-10 * float(w[own[-1]]):
             continue
-        means = threshold + tail_mean_draws(excess, n_draws, generator)
-        found.append((own[order[-size:]], means, float(top.mean() / means.mean())))
-    kept = 1 - 1 / math.sqrt(max(len(found), 1))
-    return tuple(Tail(index, means * ratio**kept) for index, means, ratio in found)
+        means = threshold + tail_mean_draws(w[own] - threshold, n_draws, generator)
+        found.append(Tail(own, means))
+    return _moved_no_further(found, w)
+
+
+def _moved_no_further(tails: Sequence[Tail], weights: Tensor) -> tuple[Tail, ...]:
+    """Tails whose weights are together moved by no more than the root of the sum of squares."""
+    if not tails:
+        return ()
+    drawn = torch.stack([len(tail.index) * tail.means.mean() for tail in tails])
+    moved = drawn - torch.stack([weights[tail.index].sum() for tail in tails])
+    total = moved.sum()
+    excess = total - total.clamp(-moved.norm(), moved.norm())
+    factor = 1 - excess / drawn.sum()
+    return tuple(Tail(tail.index, factor * tail.means) for tail in tails)
 
 
 def merged_strata(group: Tensor, component: Tensor) -> Tensor:
@@ -181,7 +196,7 @@ def merged_strata(group: Tensor, component: Tensor) -> Tensor:
         own = torch.nonzero(cells // n_components == g)[:, 0]
         own = own[sizes[own].argsort()]
         before = sizes[own].cumsum(0) - sizes[own]
-        joined = own[((sizes[own] < _LEAST) | (before > 0)) & (before < _LEAST)]
+        joined = own[(sizes[own] < _LEAST) | ((before > 0) & (before < _LEAST))]
         number[joined] = joined.min() if len(joined) else 0
     return number[cell].unique(return_inverse=True)[1]
 
@@ -224,7 +239,11 @@ class Bootstrap:
         return self.group if self.stratum is None else self.stratum
 
     def relative_totals(self, component: Tensor) -> Tensor:
-        """Draws of each component's weight over the observed one, ``(n_draws, n_components)``."""
+        """Draws of each component's weight over their mean, ``(n_draws, n_components)``.
+
+        Their mean, not the observed weight, which a heavy tail leaves behind: what these factors
+        multiply stays where it is.
+        """
         size = int(component.max()) + 1
         weights = self.weights.double()
 
@@ -232,9 +251,9 @@ class Bootstrap:
             found = torch.zeros(len(g), size, dtype=g.dtype)
             return found.index_add_(1, component, g * weights)[:, None]
 
-        found = self._replicates(total)
-        known = found.observed > 0
-        return torch.where(known, found.draws / found.observed, 1.0)[:, 0]
+        draws = self._replicates(total).draws[:, 0]
+        mean = draws.mean(0)
+        return torch.where(mean > 0, draws / mean, 1.0)
 
     def sums(self, columns: Tensor) -> Replicates:
         r"""Weighted sums :math:`\sum_i g_i w_i f_i` of each group, for f of shape ``(n, m)``."""

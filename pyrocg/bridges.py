@@ -38,6 +38,10 @@ class Bridge:
         leapfrog: steps of each move.
         scales: the frame of the moves.
         energy_calls: what finding them cost.
+
+    Raises:
+        ValueError: the levels do not rise to 1, there is no angle for each below 1, or fewer than
+            one leapfrog step.
     """
 
     levels: tuple[float, ...]
@@ -91,6 +95,16 @@ def find_bridge(
     Raises:
         ValueError: an argument is out of range, no particle has a finite energy, or a thousand
             levels are not enough.
+
+    Example:
+        >>> import pyrocg
+        >>> target = pyrocg.BoltzmannTarget(pyrocg.DoubleWell(), beta=1.0)
+        >>> cg = pyrocg.CoarseGrainedModel.from_basins(
+        ...     target, pyrocg.IdentityCoordinates(2), latent_dim=1, hidden=(8,)
+        ... )
+        >>> bridge = find_bridge(cg, pilot=500)
+        >>> bridge.levels[-1], bridge.calls_per_sample == len(bridge.levels)
+        (1.0, True)
     """
     check_fraction("min_ess", min_ess)
     check_fraction("acceptance", acceptance)
@@ -185,13 +199,13 @@ def _largest_step(
 
 
 def check_fraction(name: str, value: float) -> None:
-    """Refuse a value that is not between 0 and 1."""
+    """Raise ValueError, with the name, for a value that is not between 0 and 1."""
     if not 0 < value < 1:
         raise ValueError(f"expected {name} between 0 and 1, got {value}")
 
 
 def check_counts(**counts: int) -> None:
-    """Refuse counts below 1."""
+    """Raise ValueError, with its name, for a count below 1."""
     for name, value in counts.items():
         if value < 1:
             raise ValueError(f"expected {name} of at least 1, got {value}")

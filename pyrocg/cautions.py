@@ -68,7 +68,7 @@ def of_weights(log_weights: Tensor, pareto_k: float) -> Iterator[Caution]:
     n, fraction = len(log_weights), float(ess(log_weights))
     if pareto_k > MAX_PARETO_K and fraction < NEARLY_EQUAL:
         text = (
-            f"Pareto k-hat is {pareto_k:.2f}, above {MAX_PARETO_K}: corrected averages and their "
+            f"Pareto k-hat is {pareto_k:.3f}, above {MAX_PARETO_K}: corrected averages and their "
             "intervals cannot be trusted; train longer"
         )
         yield Caution("pareto_k", text)
@@ -116,7 +116,7 @@ def of_components(component: NDArray[np.int64], log_weights: Tensor) -> Iterator
         k_hat = pareto_smooth(log_weights[own].numpy())[1]
         if MAX_PARETO_K < k_hat < math.inf and float(ess(log_weights[own])) < NEARLY_EQUAL:
             text = (
-                f"Pareto k-hat of component {k + 1} is {k_hat:.2f}, above {MAX_PARETO_K}: the "
+                f"Pareto k-hat of component {k + 1} is {k_hat:.3f}, above {MAX_PARETO_K}: the "
                 "weight of its basin cannot be trusted; train longer"
             )
             yield Caution("component_pareto_k", text)

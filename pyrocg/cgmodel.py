@@ -30,8 +30,6 @@ import pyro.distributions as dist
 import torch
 from pyro import poutine
 from pyro.distributions.torch_distribution import TorchDistributionMixin
-from pyro.poutine.runtime import am_i_wrapped, effectful
-from pyro.poutine.util import site_is_subsample
 from torch import Tensor, nn
 
 from pyrocg.basins import Basins, find_basins
@@ -41,6 +39,13 @@ from pyrocg.encoders import BasinPartition, MixtureEncoder, PartitionEncoder
 from pyrocg.networks import CircularFeatures
 from pyrocg.priors import PriorProgram, StandardNormalPrior, StratifiedPrior, as_prior
 from pyrocg.target import BoltzmannTarget
+from pyrocg.traces import (
+    check_sites,
+    drawn_values,
+    log_generator,
+    register_parameters,
+    site_log_probs,
+)
 from pyrocg.weights import log_mean_exp
 
 __all__ = ["CoarseGrainedModel", "ExtendedTarget", "Generator", "Samples"]
@@ -62,7 +67,7 @@ class Generator(nn.Module):
     def forward(self, num_samples: int) -> Tensor:
         """Draw ``num_samples`` reduced coordinates u, shape ``(num_samples, n_coordinates)``."""
         _check_count(num_samples)
-        _register_parameters("generator", self)
+        register_parameters("generator", self)
         with pyro.plate("samples", num_samples, dim=-1):
             latents = _draw("z", self.prior())
             return pyro.sample("u", self.decoder(*latents))
@@ -104,7 +109,7 @@ class ExtendedTarget(nn.Module):
     def forward(self, num_samples: int) -> Tensor:
         """Score ``num_samples`` reduced coordinates, return their positions."""
         _check_count(num_samples)
-        _register_parameters("extended_target", self)
+        register_parameters("extended_target", self)
         improper = dist.Normal(self.origin, torch.ones_like(self.origin)).to_event(1).mask(False)
         with pyro.plate("samples", num_samples, dim=-1):
             u = pyro.sample("u", improper)
@@ -182,6 +187,7 @@ class CoarseGrainedModel(nn.Module):
 
     Raises:
         ValueError: target and coordinates do not fit each other.
+        TypeError: the target is not a :class:`~pyrocg.target.BoltzmannTarget`.
 
     Example:
         >>> import torch, pyrocg
@@ -207,6 +213,11 @@ class CoarseGrainedModel(nn.Module):
         encoder: nn.Module,
     ) -> None:
         super().__init__()
+        if not isinstance(target, BoltzmannTarget):
+            raise TypeError(
+                f"expected a BoltzmannTarget, got {type(target).__name__}; give an energy its "
+                "temperature: pyrocg.BoltzmannTarget(energy, temperature=300)"
+            )
         prior = as_prior(prior)
         self.guide = Generator(prior, decoder)
         self.model = ExtendedTarget(target, coordinates, encoder, prior)
@@ -323,9 +334,9 @@ class CoarseGrainedModel(nn.Module):
                   z_0, u \sim p\, q, \quad z_1, \ldots, z_K \sim r(z|u),
 
         the weight is averaged over latents that could have given the same u. Its mean is Z for
-        every K, the mean of its logarithm rises with K towards the bound of the marginal q(u), and
-        it costs no energies. Source: Sobolev and Vetrov (2019), "Importance weighted hierarchical
-        variational inference".
+        every K, or less where r(z|u) leaves the support of the prior; the mean of its logarithm
+        rises with K towards the bound of the marginal q(u), and it costs no energies. Source:
+        Sobolev and Vetrov (2019), "Importance weighted hierarchical variational inference".
 
         Args:
             num_samples: number of samples n; one batch, so memory grows with it.
@@ -342,7 +353,7 @@ class CoarseGrainedModel(nn.Module):
             model = poutine.trace(poutine.replay(self.model, trace=guide)).get_trace(num_samples)
         finally:
             self.model.target = capped
-        _check_sites(guide, model)
+        check_sites(guide, model)
         log_model, log_guide = (
             site_log_probs(model, num_samples),
             site_log_probs(guide, num_samples),
@@ -373,7 +384,16 @@ class CoarseGrainedModel(nn.Module):
 
         encoded = poutine.trace(encode).get_trace()
         log_encoder = sum(site_log_probs(encoded, n).values())
-        return log_generator(self.guide, u, drawn_values(encoded)) - log_encoder
+        log_joint = log_generator(self.guide, u, drawn_values(encoded))
+        outside = float((log_joint == -torch.inf).double().mean())
+        if outside > 0:
+            warnings.warn(
+                f"{100 * outside:.3g} % of the encoder's draws are outside of the prior's support, "
+                "so weights and log Z are too small; give the encoder the support of the prior "
+                "(on a torus circular_latent=True)",
+                stacklevel=3,
+            )
+        return log_joint - log_encoder
 
     @torch.no_grad()
     def encode(self, x: Tensor, num_samples: int = 1) -> dict[str, Tensor]:
@@ -407,87 +427,3 @@ def _draw(name: str, prior: Any) -> tuple[Any, ...]:
 def _check_count(num_samples: int) -> None:
     if not isinstance(num_samples, int) or num_samples < 1:
         raise ValueError(f"expected a number of samples of at least 1, got {num_samples!r}")
-
-
-def drawn_values(trace: poutine.Trace) -> dict[str, Any]:
-    """Values of the sites that were drawn: neither observed nor deterministic."""
-    return {
-        name: site["value"]
-        for name, site in trace.nodes.items()
-        if site["type"] == "sample" and not site["is_observed"] and not site_is_subsample(site)
-    }
-
-
-def log_generator(guide: nn.Module, u: Tensor, latents: dict[str, Tensor]) -> Tensor:
-    """log p(z) q(u|z), shape (n,); minus infinity where z is outside of the prior's support."""
-    n = len(u)
-
-    def traced(values: dict[str, Tensor]) -> poutine.Trace:
-        return poutine.trace(poutine.condition(guide, data={**values, "u": u})).get_trace(n)
-
-    trace = traced(latents)
-    inside = _inside(trace, latents, n)
-    if not bool(inside.all()):  # validation refuses such values: any others in their place
-        others = drawn_values(poutine.trace(guide).get_trace(n))
-        trace = traced(
-            {k: torch.where(shaped_like(inside, v), v, others[k]) for k, v in latents.items()}
-        )
-    scored: Any = sum(site_log_probs(trace, n).values())
-    return torch.where(inside, scored, -torch.inf)
-
-
-def _inside(trace: poutine.Trace, latents: dict[str, Tensor], n: int) -> Tensor:
-    """Which samples have all latents in the support of the prior, shape (n,)."""
-    found = torch.ones(n, dtype=torch.bool, device=next(iter(latents.values())).device)
-    for name, value in latents.items():
-        prior: Any = trace.nodes[name]["fn"]
-        found = found & prior.support.check(value)
-    return found
-
-
-def shaped_like(mask: Tensor, value: Tensor) -> Tensor:
-    return mask.reshape(-1, *(1 for _ in value.shape[1:]))
-
-
-def _check_sites(guide: poutine.Trace, model: poutine.Trace) -> None:
-    """Refuse an encoder with other latents than the prior: the weights would be wrong."""
-    prior, encoder = set(drawn_values(guide)), set(drawn_values(model))
-    if prior != encoder:
-        raise ValueError(
-            f"expected an encoder with the sites of the prior, {sorted(prior)}, got "
-            f"{sorted(encoder)}; give the encoder program a site for each of the prior's"
-        )
-
-
-def site_log_probs(trace: poutine.Trace, n: int) -> dict[str, Tensor]:
-    """Log density of every sample at every site, shape (n,) each."""
-    with warnings.catch_warnings():  # of -inf and NaN, which the caller counts
-        warnings.filterwarnings("ignore", "Encountered .*(inf|NaN)", UserWarning)
-        trace.compute_log_prob()
-    return {
-        name: site["log_prob"].expand(n)
-        for name, site in trace.nodes.items()
-        if site["type"] == "sample" and not site_is_subsample(site)
-    }
-
-
-def _register_parameters(name: str, module: nn.Module) -> None:
-    """Show a module's parameters to Pyro's handlers as param sites, store-free.
-
-    This is what a ``PyroModule`` does when ``module_local_params`` is set: SVI finds the
-    parameters, while two models never share any through the global store. Pyro modules inside
-    register themselves.
-    """
-    if not am_i_wrapped():
-        return
-    own = {
-        id(p) for m in module.modules() if isinstance(m, pyro.nn.PyroModule) for p in m.parameters()
-    }
-    for key, parameter in module.named_parameters():
-        if parameter.requires_grad and id(parameter) not in own:
-            alias = parameter.view_as(parameter)  # bare, so that the parameter can be pickled
-            alias.unconstrained = lambda p=parameter: p  # type: ignore[attr-defined]
-            site = f"{name}$$${key}"
-            effectful(type="param")(lambda *_, value=alias, **__: value)(
-                site, alias, constraint=dist.constraints.real, event_dim=None, name=site
-            )

@@ -23,19 +23,13 @@ def write_atomically(path: str | Path, write: Any) -> None:
     Raises:
         OSError: the file cannot be written; what was there before is untouched.
     """
-    path = Path(path)
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
-        with os.fdopen(descriptor, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.umask(mask := os.umask(0))  # a temporary file is private, this one need not be
-        os.chmod(temporary, 0o666 & ~mask)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+        _write_whole(Path(path), write)
+    except OSError as error:
+        raise OSError(
+            f"expected to write {path}, got: {error.strerror or error}; make room on the disk, or "
+            "give yourself the right to write there"
+        ) from error
 
 
 def save_state(path: str | Path, state: dict[str, Any]) -> None:
@@ -88,3 +82,18 @@ def put_state(module: nn.Module, state: dict[str, Any], path: str | Path) -> Non
             f"expected the state of this {type(module).__name__} in {path}, got names or shapes of "
             "another one; it is of another model or another version of pyrocg: train again"
         ) from error
+
+
+def _write_whole(path: Path, write: Any) -> None:
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.umask(mask := os.umask(0))  # a temporary file is private, this one need not be
+        os.chmod(temporary, 0o666 & ~mask)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise

@@ -11,7 +11,6 @@ import json
 import sys
 import time
 import traceback
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,10 +18,10 @@ from typing import TYPE_CHECKING, Any
 
 from pyrocg.arguments import given_options, make_parser
 from pyrocg.config import Config, read_toml, resolve
-from pyrocg.interruption import advice_when_interrupted, deferred_interrupt
+from pyrocg.console import note, one_line, one_line_warnings, output_is_closed
+from pyrocg.interruption import advice_when_stopped, deferred_interrupt
 
 if TYPE_CHECKING:
-    from pyrocg.cgmodel import CoarseGrainedModel
     from pyrocg.prediction import Prediction
     from pyrocg.runfolder import RunFolder
     from pyrocg.system import System
@@ -30,6 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["main"]
 
 _BUILT = ("steps", "num_samples", "optimizer")  # what `fit` takes in another form
+_MANY_ATOMS = 60
 _EXPECTED = (ValueError, OSError, KeyError, FloatingPointError, RuntimeError)
 
 
@@ -41,16 +41,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code."""
     args = make_parser(COMMANDS).parse_args(argv)
     try:
-        with _one_line_warnings():
+        with one_line_warnings():
             args.command(args)
+            sys.stdout.flush()
     except KeyboardInterrupt as error:
-        _note(f"interrupted{'; ' + str(error) if str(error) else ''}")
+        note(f"interrupted{'; ' + str(error) if str(error) else ''}")
         return 130
     except (_InputError, *_EXPECTED) as error:
+        if isinstance(error, BrokenPipeError) and output_is_closed():
+            return 1  # what read the results has ended, as `head` does
         if args.debug:
             traceback.print_exc()
         cause = error.__cause__ if isinstance(error, _InputError) else error
-        _note(f"error: {_one_line(cause)}")
+        note(f"error: {one_line(cause)}")
         return 2 if isinstance(error, _InputError) else 1
     return 0
 
@@ -83,7 +86,7 @@ def _resume(args: argparse.Namespace) -> None:
         folder, config, system = _opened(args.folder, given_options(args))
         device_of(config.run)
     if folder.is_trained:
-        _note(f"the training in {folder.path} has ended; nothing to resume")
+        note(f"the training in {folder.path} has ended; nothing to resume")
     else:
         _train(folder, config, system, args.quiet)
     _print_trained(folder)
@@ -103,7 +106,7 @@ def _predict_command(args: argparse.Namespace) -> None:
     folder.write_prediction(prediction, summary, config.run.save_samples)
     if args.trajectory is not None:
         weights = prediction.save_trajectory(args.trajectory, system.molecule)
-        _note(f"wrote {args.trajectory} and {weights}")
+        note(f"wrote {args.trajectory} and {weights}")
     if args.json:
         print(json.dumps(plain(summary)))
     else:
@@ -155,20 +158,22 @@ def _opened(path: str, given: dict[str, dict[str, Any]] | None = None) -> Any:
 
 
 def _train(folder: RunFolder, config: Config, system: System, quiet: bool) -> None:
+    from pyrocg.run import untrained_model
     from pyrocg.system import build_optimizer, build_schedule
     from pyrocg.training import fit
 
     with (
-        advice_when_interrupted(f"continue by `pyrocg resume {folder.path}`"),
+        folder.claimed(),
+        advice_when_stopped(f"continue by `pyrocg resume {folder.path}`"),
         _nonfinite_reported(system),
     ):
         engine = _engine(system, quiet)
-        model, basin_calls = _model(folder, config, system, progress=not quiet)
+        model, basin_calls = untrained_model(folder, config, system, progress=not quiet)
         if not quiet and basin_calls:
-            _note(f"{basin_calls:,} energy calls for the basins; training {config.fit.steps} steps")
+            note(f"{basin_calls:,} energy calls for the basins; training {config.fit.steps} steps")
         speed, timing_calls = _speed(config, system, quiet)
         given = {k: v for k, v in vars(config.fit).items() if k not in _BUILT}
-        with deferred_interrupt(_note) as interrupted:
+        with deferred_interrupt(note) as interrupted:
             result = fit(
                 model,
                 config.fit.steps,
@@ -180,9 +185,9 @@ def _train(folder: RunFolder, config: Config, system: System, quiet: bool) -> No
                 interrupted=interrupted,
                 **given,
             )
-    calls = {"timing": timing_calls} if timing_calls else {}
-    calls |= {"basins": basin_calls, "training": result.energy_calls}
-    folder.write_history(result, calls, engine | speed)
+        calls = {"timing": timing_calls} if timing_calls else {}
+        calls |= {"basins": basin_calls, "training": result.energy_calls}
+        folder.write_history(result, calls, engine | speed)
 
 
 def _engine(system: System, quiet: bool) -> dict[str, Any]:
@@ -191,8 +196,14 @@ def _engine(system: System, quiet: bool) -> dict[str, Any]:
 
     engine = engine_of(system)
     if not quiet and system.molecule is not None:
-        _note(f"energies by {engine['name']}: {engine['reason']}")
-        _note("if they are to be compiled first, that takes up to a minute")
+        note(f"energies by {engine['name']}: {engine['reason']}")
+        if engine["name"] != "OpenMMEnergy":
+            note("if they are to be compiled first, that takes up to a minute")
+        if (n_atoms := system.molecule.n_atoms) > _MANY_ATOMS:
+            note(
+                f"warning: {n_atoms} atoms; models of more than some tens take long to train, and "
+                "may stay poor: look at the ESS, and compare with dynamics"
+            )
     return engine
 
 
@@ -205,53 +216,35 @@ def _speed(config: Config, system: System, quiet: bool) -> tuple[dict[str, float
     energy = system.target.energy.exact
     before = energy.calls
     speed = measure_speed(config, system)
-    _note(
-        f"{speed.rate:,.0f} configurations/s: at least {speed.minutes:.1f} min for the energies of "
+    needed = f"{speed.minutes:.1f} min" if speed.minutes >= 1 else f"{60 * speed.minutes:.0f} s"
+    note(
+        f"{speed.rate:,.0f} configurations/s: at least {needed} for the energies of "
         f"{config.fit.steps} steps"
     )
     return {"configurations_per_second": speed.rate}, energy.calls - before
-
-
-def _model(
-    folder: RunFolder, config: Config, system: System, progress: bool = False
-) -> tuple[CoarseGrainedModel, int]:
-    """The untrained model on the run's device, and the energy calls that its basins took."""
-    from pyrocg.machine import device_of
-    from pyrocg.system import build_basins, build_model
-
-    device, calls, basins = device_of(config.run), 0, None
-    if config.model.kind == "basins":
-        basins = folder.basins(lambda: build_basins(config, system, progress))
-        calls = basins.energy_calls
-    return build_model(config, system, basins).to(device), calls
 
 
 def _predict(
     folder: RunFolder, config: Config, system: System, quiet: bool, corrected: bool
 ) -> tuple[Prediction, dict[str, Any]]:
     from pyrocg.analysis import total_variation
-    from pyrocg.checkpoint import load_state, put_state
+    from pyrocg.run import trained_run
     from pyrocg.run_prediction import predict_run, samples_of_training
     from pyrocg.system import engine_of
 
     with _input():
-        state = load_state(folder.checkpoint)
+        run = trained_run(folder, config, system)
     if not folder.is_trained:
-        _note(f"warning: the training has not ended; continue by `pyrocg resume {folder.path}`")
-    model, basin_calls = _model(folder, config, system)
-    with _input():
-        which = "model" if config.predict.state == "last" else "best"
-        put_state(model, state[which], folder.checkpoint)
-    counters = state["counters"]
-    calls = {"basins": basin_calls, "training": counters["energy_calls"]}
+        note(f"warning: the training has not ended; continue by `pyrocg resume {folder.path}`")
+    counters = run.counters
+    calls = {"basins": run.basin_calls, "training": counters["energy_calls"]}
     if folder.is_trained:
         calls = folder.history()["energy_calls"]
-    n_samples, say = samples_of_training(config, counters), (lambda _: None) if quiet else _note
+    n_samples, say = samples_of_training(config, counters), (lambda _: None) if quiet else note
     with _nonfinite_reported(system):
-        made = predict_run(config, model, system, n_samples, progress=not quiet, say=say)
+        made = predict_run(config, run.model, system, n_samples, progress=not quiet, say=say)
     prediction = made.prediction
     summary = prediction.summary(corrected) | {"posterior": made.posterior}
-    summary["warnings"] += [dict(vars(caution)) for caution in made.cautions]
     calls |= made.energy_calls
     summary |= {"energy_calls": sum(calls.values()), "energy_calls_split": calls}
     if system.reference is not None and system.reference.phi_psi is not None:
@@ -268,11 +261,11 @@ def _draw(folder: RunFolder, system: System) -> list[Path]:
     from pyrocg.pages import prediction_pages, training_page
 
     mixed = folder.config().model.kind == "basins"
-    note = "of all components, with the best shares" if mixed else ""
-    pages = {"training.png": training_page(folder.history()["history"], note)}
+    title = "of the whole mixture, with the best shares of its components" if mixed else ""
+    pages = {"training.png": training_page(folder.history()["history"], title)}
     prediction = folder.prediction(system.observables)
     if prediction is None:
-        _note(f"no prediction to draw; make one by `pyrocg predict {folder.path}`")
+        note(f"no prediction to draw; make one by `pyrocg predict {folder.path}`")
     else:
         kt = 1.0 / system.target.beta if system.molecule is not None else None
         reference = system.reference
@@ -306,20 +299,10 @@ def _print_table(summary: dict[str, Any], system: System, seconds: float) -> Non
 
     print(prediction_table(summary, system.reference, seconds))
     for warning in summary["warnings"]:
-        _note(f"warning: {warning['text']}")
+        note(f"warning: {warning['text']}")
 
 
-def _note(text: str) -> None:
-    print(f"pyrocg: {text}", file=sys.stderr)
-
-
-def _one_line(error: BaseException | None) -> str:
-    if isinstance(error, KeyError) and error.args:
-        return str(error.args[0])
-    return " ".join(str(error).split()) or type(error).__name__
-
-
-# Warnings and errors.
+# Whose fault it is.
 
 
 @contextmanager
@@ -340,19 +323,7 @@ def _nonfinite_reported(system: System) -> Iterator[None]:
         yield
     finally:
         if energy.nonfinite > before:
-            _note(f"warning: {energy.report()}")
-
-
-@contextmanager
-def _one_line_warnings() -> Iterator[None]:
-    def show(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
-        if not issubclass(category, (DeprecationWarning, FutureWarning)):
-            _note(f"warning: {_one_line(message if isinstance(message, Warning) else None)}")
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("default")
-        warnings.showwarning = show  # type: ignore[assignment]
-        yield
+            note(f"warning: {energy.report()}")
 
 
 COMMANDS = {

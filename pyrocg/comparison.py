@@ -16,17 +16,16 @@ from tqdm.auto import tqdm
 from pyrocg.averages import Average, average
 from pyrocg.cgmodel import CoarseGrainedModel
 from pyrocg.conditions import at_target, seeded
+from pyrocg.evidence import ReferenceEvidence, model_evidence, share_of
 from pyrocg.observables import Observable
 from pyrocg.reference import Reference
 from pyrocg.scoring import score
 from pyrocg.surfaces import SurfaceDistance, surface_distance
-from pyrocg.weights import bound, ess, log_mean_exp, log_mean_exp_error
 
 __all__ = ["ComparedAverage", "Comparison", "compare"]
 
 Array: TypeAlias = NDArray[np.float64]
 
-_UNDERSAMPLED = math.log(100.0)  # of the ratio of the target's density to the model's
 _LOST = 5e-4  # share of the reference
 
 
@@ -160,7 +159,7 @@ def compare(
     ):
         drawn, log_w = _draw(model, num_samples, batch, bar)
         scored = _scored(model, reference.positions[some], kept[some], batch, bar)
-    forward = _Forward(scored, reference.log_weights[some], kept[some])
+    forward = ReferenceEvidence.of(scored, reference.log_weights[some], kept[some])
     with np.errstate(divide="ignore"):
         restricted = reference.log_weights + np.log(kept)
     weights = torch.softmax(log_w, 0).numpy()
@@ -177,29 +176,17 @@ def compare(
         surfaces = [
             surface_distance(own, restricted, found, w, edges, seed) for w in (weights, equal)
         ]
-    left_out = 1.0 - _share(kept, reference.log_weights, np.ones_like(kept))
+    outside = 0.0 if inside is None else 1.0 - float(np.mean(inside(drawn)))
+    left_out = 1.0 - share_of(kept, reference.log_weights, np.ones_like(kept))
     return Comparison(
-        **_backward(log_w),
+        **model_evidence(log_w),
         **forward.summary(),
         left_out=left_out,
         averages=tuple(rows),
         surface=surfaces[0],
         plain_surface=surfaces[1],
-        warnings=_warnings(left_out, forward, rows),
+        warnings=_warnings(left_out, outside, forward, rows),
     )
-
-
-def _backward(log_w: Tensor) -> dict[str, Any]:
-    """What the model's own samples say."""
-    finite = log_w[torch.isfinite(log_w)]
-    return {
-        "elbo": float(bound(log_w)),
-        "elbo_error": float(finite.std() / math.sqrt(len(finite))),
-        "log_z": float(log_mean_exp(log_w)),
-        "log_z_error": float(log_mean_exp_error(log_w)),
-        "ess": float(ess(log_w)),
-        "n_samples": len(log_w),
-    }
 
 
 def _draw(
@@ -242,72 +229,6 @@ def _scored(
     if parts:
         log_w[kept] = torch.cat(parts).numpy()
     return log_w
-
-
-def _share(part: NDArray[np.bool_], log_weights: Array, whole: NDArray[Any]) -> float:
-    w = np.exp(log_weights - log_weights.max()) * whole
-    return float((w * part).sum() / w.sum())
-
-
-class _Forward:
-    """What the reference says, where the model can have it."""
-
-    def __init__(self, log_w: Array, log_weights: Array, kept: NDArray[np.bool_]) -> None:
-        supported = np.isfinite(log_w)
-        if not supported.any():
-            raise ValueError(
-                "expected reference configurations that the model can have, got none of "
-                f"{int(kept.sum())}; compare molecules with the same atoms in the same order"
-            )
-        with np.errstate(divide="ignore"):
-            self.log_weights = log_weights + np.log(supported)
-        self.n_reference = int(kept.sum())
-        self.unsupported = 1.0 - _share(supported, log_weights, kept)
-        self.log_w = np.where(supported, log_w, 0.0)
-        self.eubo = self._average(self.log_w)
-        shift, top = log_w[supported].min(), log_w[supported].max()
-        self.inverse = self._average(np.exp(shift - self.log_w) * supported)
-        self.log_z = float(shift - math.log(self.inverse.mean))
-        mean_weight = self._average(np.exp(self.log_w - top) * supported).mean
-        self.ess = math.exp(self.log_z - top) / mean_weight
-        low = supported & (self.log_w - self.log_z > _UNDERSAMPLED)
-        self.undersampled = _share(low, log_weights, supported)
-
-    def bridged(self, values: Array, plain: tuple[float, float]) -> tuple[float, float] | None:
-        """A population, see :class:`ComparedAverage`, from the model's own with its error."""
-        if not np.isin(values, (0.0, 1.0)).all():
-            return None
-        inside, weighted = values > 0, self.log_weights > -math.inf
-        if not (weighted & inside).any() or not (weighted & ~inside).any() or not 0 < plain[0] < 1:
-            return None
-        parts = [self._inverse_within(inside), self._inverse_within(~inside)]
-        z = plain[0] / parts[0].mean, (1.0 - plain[0]) / parts[1].mean
-        errors = [plain[1] / (plain[0] * (1.0 - plain[0]))]
-        errors += [part.standard_error / part.mean for part in parts]
-        p = z[0] / (z[0] + z[1])
-        return p, p * (1.0 - p) * math.sqrt(sum(error**2 for error in errors))
-
-    def _inverse_within(self, part: NDArray[np.bool_]) -> Average:
-        """Average of 1/w, up to a factor, over a part of the reference."""
-        with np.errstate(divide="ignore"):
-            log_weights = self.log_weights + np.log(part)
-        values = np.exp(self.log_z - self.log_w) * (log_weights > -math.inf)
-        return average(values, log_weights, name="1/w")
-
-    def _average(self, values: Array) -> Average:
-        return average(values, self.log_weights, name="log w")
-
-    def summary(self) -> dict[str, Any]:
-        return {
-            "eubo": self.eubo.mean,
-            "eubo_error": self.eubo.standard_error,
-            "reference_log_z": self.log_z,
-            "reference_log_z_error": self.inverse.standard_error / self.inverse.mean,
-            "forward_ess": self.ess,
-            "n_reference": self.n_reference,
-            "unsupported": self.unsupported,
-            "undersampled": self.undersampled,
-        }
 
 
 def _averages(
@@ -362,11 +283,16 @@ def _edges(observable: Observable, own: Array, found: Array, bins: int) -> Array
 
 
 def _warnings(
-    left_out: float, forward: _Forward, rows: Sequence[ComparedAverage]
+    left_out: float, outside: float, forward: ReferenceEvidence, rows: Sequence[ComparedAverage]
 ) -> tuple[str, ...]:
     found = []
     if left_out > 0:
         found.append(f"{100 * left_out:.3g} % of the reference was left out, as asked")
+    if outside > _LOST:
+        found.append(
+            f"{100 * outside:.3g} % of the model's samples are not inside: what it says is not of "
+            "the same set as the reference; leave out only what the model leaves out"
+        )
     if forward.unsupported > 0:
         found.append(
             f"the model cannot have {100 * forward.unsupported:.3g} % of the reference "

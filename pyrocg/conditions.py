@@ -11,7 +11,21 @@ from torch import Tensor
 from pyrocg.cgmodel import CoarseGrainedModel
 from pyrocg.priors import StratifiedPrior
 
-__all__ = ["at_target", "seeded"]
+__all__ = ["at_target", "gpus_of", "seeded"]
+
+
+def gpus_of(tensors: Iterable[Tensor]) -> list[int]:
+    """Return the indices of the GPUs that hold one of the tensors, in order.
+
+    Args:
+        tensors: what is computed with, such as the parameters of a model.
+
+    Example:
+        >>> import torch
+        >>> gpus_of([torch.zeros(2)])
+        []
+    """
+    return sorted({t.device.index or 0 for t in tensors if t.is_cuda})
 
 
 @contextmanager
@@ -30,7 +44,7 @@ def seeded(seed: int, tensors: Iterable[Tensor]) -> Iterator[None]:
         ...     bool(first == torch.rand(()))
         True
     """
-    devices = sorted({t.device.index or 0 for t in tensors if t.is_cuda})
+    devices = gpus_of(tensors)
     with torch.random.fork_rng(devices=devices):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed reseeds every GPU
         for device in devices:

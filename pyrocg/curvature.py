@@ -20,6 +20,7 @@ which by Fisher's identity is an average over the encoder,
 
 The difference is large where z explains much of u. With m draws of z from the encoder,
 :math:`E[\bar s_m \bar s_m^\top] = \bar F + (F - \bar F)/m`, which is solved for :math:`\bar F`.
+Here z is all that the encoder draws, but for the component of a mixture, which it knows from u.
 """
 
 from __future__ import annotations
@@ -33,12 +34,13 @@ import torch
 from pyro import poutine
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from pyro.infer import ELBO, Trace_ELBO
-from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from pyrocg.cgmodel import CoarseGrainedModel
 from pyrocg.conditions import at_target, seeded
 from pyrocg.objectives import PathGradientELBO
+from pyrocg.priors import StratifiedPrior
+from pyrocg.traces import drawn_values
 from pyrocg.weight_priors import select
 from pyrocg.weights import training_shares
 
@@ -179,14 +181,14 @@ class Fisher:
 
     def _rows(self, n: int, tensors: list[Tensor], with_path: bool) -> Rows:
         trace = poutine.trace(self.model.guide).get_trace(n)
-        drawn: dict[str, Any] = {name: trace.nodes[name]["value"] for name in _sites(trace)}
+        drawn = drawn_values(trace)
         values = {name: value.detach() for name, value in drawn.items()}
         score = _per_sample(self._log_q(values, 1).squeeze(0), tensors)
         marginal, path = score, None
         if self.encoder_draws:
             m = self.encoder_draws
-            others = {k: v.expand(m, *v.shape) for k, v in values.items() if k != "z"}
-            again = others | {"z": _encoder_draws(self.model, others)}
+            repeated = {k: v.expand(m, *v.shape) for k, v in values.items()}
+            again = repeated | _encoder_draws(self.model, repeated)
             flat = {k: v.flatten(0, 1) for k, v in again.items()}
             marginal = _per_sample(self._log_q(flat, m).mean(0), tensors)
         if with_path:
@@ -226,14 +228,6 @@ def has_score(loss: ELBO | None) -> bool:
     )
 
 
-def _sites(trace: poutine.Trace) -> list[str]:
-    return [
-        name
-        for name, site in trace.nodes.items()
-        if site["type"] == "sample" and not site["is_observed"] and not site_is_subsample(site)
-    ]
-
-
 def _per_sample(values: Tensor, tensors: list[Tensor]) -> Tensor:
     """Gradient of every value in all tensors, shape ``(n, n_weights)``."""
     n = len(values)
@@ -251,19 +245,23 @@ def _per_sample(values: Tensor, tensors: list[Tensor]) -> Tensor:
     return torch.cat(flat, 1)
 
 
-def _encoder_draws(model: CoarseGrainedModel, others: dict[str, Tensor]) -> Tensor:
-    """Values of z from the encoder, given u and the other latents."""
-    u = others["u"]
+def _encoder_draws(model: CoarseGrainedModel, values: dict[str, Tensor]) -> dict[str, Any]:
+    """Latents from the encoder, given u; the components of a mixture, which it knows, as they are.
+
+    A program's latents are drawn together: the score is averaged over all that the encoder learned.
+    """
+    u = values["u"]
+    fixed = {"component"} if isinstance(model.prior, StratifiedPrior) else set()
 
     def program() -> None:
         encoded = model.encoder(u)
         if isinstance(encoded, TorchDistributionMixin):
             pyro.sample("z", encoded)
 
+    given = {name: values[name] for name in fixed}
     with torch.no_grad():
-        trace = poutine.trace(poutine.condition(program, data=others)).get_trace()
-    site: Any = trace.nodes["z"]
-    return site["value"]
+        trace = poutine.trace(poutine.condition(program, data=given)).get_trace()
+    return drawn_values(trace)
 
 
 def _pull(model: CoarseGrainedModel, values: dict[str, Tensor]) -> Tensor:

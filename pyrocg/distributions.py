@@ -19,6 +19,9 @@ _HALF_LOG_TWO_PI = 0.5 * math.log(_TWO_PI)
 def wrap(angle: Tensor) -> Tensor:
     """Return the angle's representative in [-π, π), with gradient 1.
 
+    Args:
+        angle: in rad, any shape.
+
     Example:
         >>> import torch
         >>> round(wrap(torch.tensor(4.0)).item(), 4)
@@ -169,6 +172,10 @@ class MixedNormal(TorchDistribution):
         scale: standard deviations, shape ``(..., n)``; at most 4 rad where circular.
         circular: which coordinates are circular, shape ``(n,)`` of booleans.
 
+    Raises:
+        ValueError: the mask has another shape, or a circular coordinate a scale above 4, where the
+            sum of :class:`WrappedNormal` is no density.
+
     Example:
         >>> import torch
         >>> d = MixedNormal(torch.zeros(2), torch.ones(2), torch.tensor([False, True]))
@@ -194,6 +201,11 @@ class MixedNormal(TorchDistribution):
             )
         self.circular = circular
         super().__init__(self.loc.shape[:-1], self.loc.shape[-1:], validate_args=validate_args)
+        if self._validate_args and not bool((self.scale <= 4.0)[..., circular].all()):
+            raise ValueError(
+                "expected scales of at most 4 rad where coordinates are circular, got "
+                f"{float(self.scale[..., circular].max()):.3g}; clamp them"
+            )
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> MixedNormal:
         new = self._get_checked_instance(MixedNormal, _instance)

@@ -10,6 +10,7 @@ import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 
+from pyrocg.distributions import WrappedNormal
 from pyrocg.networks import MLP, CircularFeatures, constant_or_mlp
 
 __all__ = ["BasinPartition", "GaussianEncoder", "MixtureEncoder", "PartitionEncoder"]
@@ -18,16 +19,20 @@ __all__ = ["BasinPartition", "GaussianEncoder", "MixtureEncoder", "PartitionEnco
 class GaussianEncoder(nn.Module):
     r"""The paper's encoder, :math:`r(z|u) = N(z \mid \mu(u), \mathrm{diag}\,\sigma^2)`.
 
-    Circular coordinates enter as (cos, sin). :meth:`paper` gives the settings of the paper.
+    Circular coordinates enter as (cos, sin). :meth:`paper` gives the settings of the paper. r has
+    to be a density where p(z) lives: on a torus a normal one leaves out what it has beyond
+    :math:`\pm\pi`, and all weights are too small by that; there it is wrapped.
     Source: Schöberl, Zabaras and Koutsourelakis (2020), arXiv:2002.10148.
 
     Args:
         circular: which coordinates are circular, shape ``(n_coordinates,)``.
         latent_dim: dimension of z.
         hidden: sizes of the hidden layers.
-        activations: their activations.
+        activations: their activations; default the paper's, SELU and then tanh.
         variance: "constant", one learned vector, or "network", a function of u.
         initial_log_variance: where the log variances start.
+        circular_latent: z is a point on a torus, see :class:`~pyrocg.priors.TorusPrior`; r is a
+            wrapped normal density.
 
     Example:
         >>> import torch
@@ -41,11 +46,15 @@ class GaussianEncoder(nn.Module):
         circular: Tensor,
         latent_dim: int,
         hidden: Sequence[int] = (100, 100, 100),
-        activations: Sequence[Callable[[], nn.Module]] = (nn.SELU, nn.Tanh, nn.Tanh),
+        activations: Sequence[Callable[[], nn.Module]] | None = None,
         variance: str = "network",
         initial_log_variance: float = -1.0,
+        circular_latent: bool = False,
     ) -> None:
         super().__init__()
+        if activations is None:
+            activations = (nn.SELU, *[nn.Tanh] * len(hidden))[: len(hidden)]
+        self.circular_latent = circular_latent
         self.features = CircularFeatures(circular)
         self.mean = MLP(self.features.n_features, hidden, latent_dim, activations)
         self.log_variance = constant_or_mlp(
@@ -77,8 +86,7 @@ class GaussianEncoder(nn.Module):
             54752
         """
         if system == "double-well":
-            activations = (nn.SELU, nn.Tanh, nn.Tanh)
-            return cls(circular, latent_dim, (100, 100, 100), activations, "network", 0.0)
+            return cls(circular, latent_dim, (100, 100, 100), None, "network", 0.0)
         if system == "alanine-dipeptide":
             activations = (nn.SELU, nn.SELU, nn.LogSigmoid)
             return cls(circular, latent_dim, (150, 150, 150), activations, "constant", -1.0)
@@ -88,7 +96,7 @@ class GaussianEncoder(nn.Module):
         """Return r(z|u) for u of shape ``(..., n_coordinates)``."""
         features = self.features(u)
         log_variance = self.initial_log_variance + self.log_variance(features)
-        return dist.Normal(self.mean(features), (0.5 * log_variance).exp()).to_event(1)
+        return _latents(self.mean(features), (0.5 * log_variance).exp(), self.circular_latent)
 
 
 class MixtureEncoder(nn.Module):
@@ -110,6 +118,13 @@ class MixtureEncoder(nn.Module):
         columns: indices of the coordinates that it reads, default all.
         labels: what the network is told of each component, shape ``(n_components, n_labels)``;
             default one-hot.
+        circular_latent: z is a point on a torus; the modes are wrapped normal densities.
+
+    Example:
+        >>> import torch
+        >>> encoder = MixtureEncoder(torch.tensor([False, True]), latent_dim=1, n_components=3)
+        >>> encoder(torch.zeros(5, 2), torch.tensor([0, 1, 2, 0, 1])).batch_shape
+        torch.Size([5])
     """
 
     labels: Tensor
@@ -124,8 +139,10 @@ class MixtureEncoder(nn.Module):
         n_components: int = 0,
         columns: Tensor | None = None,
         labels: Tensor | None = None,
+        circular_latent: bool = False,
     ) -> None:
         super().__init__()
+        self.circular_latent = circular_latent
         labels = torch.eye(max(1, n_components), n_components) if labels is None else labels
         self.register_buffer("labels", labels, persistent=False)
         columns = torch.arange(len(circular)) if columns is None else columns
@@ -151,7 +168,7 @@ class MixtureEncoder(nn.Module):
         shift, log_scale, logits = out.split([self.latent_dim, self.latent_dim, 1], dim=-1)
         loc = mean + shift + self.mode_shift
         scale = (self.log_scale[k].unsqueeze(-2) + log_scale).clamp(-7.0, 3.0).exp()
-        modes = dist.Normal(loc, scale).to_event(1)
+        modes = _latents(loc, scale, self.circular_latent)
         return dist.MixtureSameFamily(dist.Categorical(logits=logits.squeeze(-1)), modes)
 
     @torch.no_grad()
@@ -181,6 +198,13 @@ class MixtureEncoder(nn.Module):
             self.linear[k] = torch.cat(parts, dim=1).T.to(self.linear)
             self.offset[k] = -(matrix[:, r] @ m[r]).to(self.offset)
             self.log_scale[k] = 0.5 * torch.linalg.inv(precision).diagonal().log().to(self.offset)
+
+
+def _latents(loc: Tensor, scale: Tensor, circular: bool) -> TorchDistributionMixin:
+    """Independent normal densities over z, wrapped on a torus."""
+    if circular:
+        return WrappedNormal(loc, scale.clamp(max=4.0)).to_event(1)
+    return dist.Normal(loc, scale).to_event(1)
 
 
 class BasinPartition(nn.Module):
@@ -249,6 +273,15 @@ class PartitionEncoder(nn.Module):
     Args:
         partition: r(k|u), a module whose call returns a categorical distribution.
         encoder: r(z|u, k), called with u and k.
+
+    Example:
+        >>> import torch
+        >>> circular = torch.tensor([True])
+        >>> partition = BasinPartition(torch.tensor([[0.0], [3.0]]), torch.tensor([0]), circular)
+        >>> encoder = PartitionEncoder(partition, MixtureEncoder(circular, 2, n_components=2))
+        >>> z, component = encoder(torch.zeros(5, 1))
+        >>> z.shape, component.shape
+        (torch.Size([5, 2]), torch.Size([5]))
     """
 
     def __init__(self, partition: nn.Module, encoder: nn.Module) -> None:

@@ -16,6 +16,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from pyrocg.arviz_compat import pareto_smooth
+from pyrocg.bootstrap import Bootstrap, heavy_tails, merged_strata
 from pyrocg.cgmodel import CoarseGrainedModel, Samples
 from pyrocg.conditions import at_target, seeded
 from pyrocg.networks import with_state
@@ -72,6 +73,27 @@ class Ensemble:
         """Weights with mean 1, shape ``(n,)``: Pareto-smoothed, or the generator's own."""
         log_w = self.smoothed_log_weights if corrected else self.plain_log_weights
         return torch.softmax(log_w.double(), 0) * len(log_w)
+
+    @property
+    def component(self) -> Tensor:
+        """Component that each sample was drawn from, shape ``(n,)``; 0 without a mixture latent."""
+        found = self.latents.get("component")
+        if found is None:
+            return torch.zeros(len(self.log_weights), dtype=torch.long)
+        return torch.from_numpy(found.astype(np.int64))
+
+    def bootstrap(self, weights: Tensor, n_draws: int, seed: int, *, heavy: bool) -> Bootstrap:
+        """Return the bootstrap of the samples within components and draws of the decoder.
+
+        Args:
+            weights: shape ``(n,)``.
+            n_draws: of the bootstrap.
+            seed: of its random numbers.
+            heavy: whether the weights may have heavy tails.
+        """
+        group, component = torch.from_numpy(self.weight_draw), self.component
+        tails = heavy_tails(weights, component, n_draws, seed) if heavy else ()
+        return Bootstrap(weights, group, n_draws, seed, merged_strata(group, component), tails)
 
     def bounds(self) -> Tensor:
         """Lower bounds of log Z of each draw of the decoder's weights, shape ``(n_draws,)``.

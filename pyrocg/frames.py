@@ -8,9 +8,10 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from pyrocg.cgmodel import CoarseGrainedModel, drawn_values
+from pyrocg.cgmodel import CoarseGrainedModel
 from pyrocg.conditions import at_target
 from pyrocg.distributions import wrap
+from pyrocg.traces import drawn_values
 
 __all__ = ["Frame", "Scales", "draw_values"]
 

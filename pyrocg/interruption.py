@@ -1,4 +1,4 @@
-"""What Ctrl-C does to a run."""
+"""What Ctrl-C, or a disk that is full, does to a run."""
 
 from __future__ import annotations
 
@@ -7,16 +7,18 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-__all__ = ["advice_when_interrupted", "deferred_interrupt"]
+__all__ = ["advice_when_stopped", "deferred_interrupt"]
 
 
 @contextmanager
-def advice_when_interrupted(advice: str) -> Iterator[None]:
-    """Add advice to a ``KeyboardInterrupt`` that comes from inside."""
+def advice_when_stopped(advice: str) -> Iterator[None]:
+    """Add advice to a ``KeyboardInterrupt`` or ``OSError`` that comes from inside."""
     try:
         yield
     except KeyboardInterrupt:
         raise KeyboardInterrupt(advice) from None
+    except OSError as error:
+        raise OSError(f"{error}; then {advice}") from error
 
 
 @contextmanager

@@ -18,6 +18,18 @@ class Intervals(nn.Module):
     r"""Maps u to open intervals, :math:`v = a + (b - a)\, \sigma(k u + c)`.
 
     :math:`u = 0` is the reference value, where :math:`dv/du` is the given scale.
+
+    Args:
+        lower: a, shape ``(n,)``.
+        upper: b, shape ``(n,)``.
+        reference: between them, shape ``(n,)``.
+        scale: shape ``(n,)``.
+
+    Example:
+        >>> zero, one = torch.zeros(1), torch.ones(1)
+        >>> v, log_slope, _ = Intervals(zero, one, 0.25 * one, 0.1 * one)(torch.zeros(1, 1))
+        >>> round(v.item(), 4), round(log_slope.exp().item(), 4)
+        (0.25, 0.1)
     """
 
     bounds: Tensor
@@ -36,6 +48,7 @@ class Intervals(nn.Module):
         return lower + width * y.sigmoid(), (width * slope).log() + 2 * logsigmoid(y) - y, y
 
     def inverse(self, v: Tensor) -> Tensor:
+        """Return u of values inside their intervals, (n, batch)."""
         lower, width, shift, slope = self.bounds.to(v.dtype)
         return (((v - lower) / width).logit() - shift) / slope
 
@@ -46,7 +59,14 @@ class Intervals(nn.Module):
 
 
 def around_reference(r: Tensor, theta: Tensor, phase: Tensor, signed: Tensor) -> Intervals:
-    """Return the intervals of bonds, angles and phases around their reference values."""
+    """Return the intervals of bonds, angles and phases around their reference values.
+
+    Args:
+        r: bonds in nm, within 0.5 to 1.5 of these.
+        theta: angles in rad, within (0, pi).
+        phase: phases in rad, of any value, or of one sign.
+        signed: which phases keep their sign, if it is clear: 20 degrees from 0 and 180.
+    """
     # a sign is kept only where the reference has one clearly
     signed = signed & (phase.sin().abs() > math.sin(math.radians(20.0)))
     low = torch.where(signed, -math.pi * (phase < 0).to(phase), phase - math.pi)

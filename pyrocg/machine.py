@@ -8,7 +8,8 @@ from pathlib import Path
 
 import torch
 
-from pyrocg.config import Config, RunOptions
+from pyrocg.config import Config
+from pyrocg.sections import RunOptions
 
 __all__ = ["default_threads", "device_of", "located", "set_threads"]
 

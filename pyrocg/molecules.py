@@ -3,17 +3,31 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pyrocg.peptides import peptide_structure
-from pyrocg.units import in_units
+from pyrocg.readers import (
+    PathLike,
+    created,
+    existing,
+    explained,
+    implicit_solvent_model,
+    parametrised,
+    read,
+)
+from pyrocg.suitability import (
+    check_atom_counts,
+    check_connected,
+    check_finite,
+    check_system,
+    positions_in_nm,
+)
 
 if TYPE_CHECKING:
     import mdtraj
@@ -22,10 +36,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Molecule", "alanine_dipeptide", "peptide"]
 
-T = TypeVar("T")
-PathLike = str | Path
 DEFAULT_FORCEFIELD = ("amber14-all.xml", "implicit/obc2.xml")
-IMPLICIT_SOLVENTS = ("HCT", "OBC1", "OBC2", "GBn", "GBn2")
 ALANINE_DIPEPTIDE_FORCEFIELDS = {
     "amber96-obc": ("amber96.xml", "amber96_obc.xml"),
     "ff96-obc1": ("amber96.xml", "implicit/obc1.xml"),
@@ -63,12 +74,12 @@ class Molecule:
     positions: NDArray[np.float64]
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "positions", _positions_in_nm(self.positions))
+        object.__setattr__(self, "positions", positions_in_nm(self.positions))
         self.positions.setflags(write=False)
-        _check_atom_counts(self)
-        _check_finite(self)
-        _check_system(self.system)
-        _check_connected(self)
+        check_atom_counts(self.topology, self.system, self.positions)
+        check_finite(self.positions)
+        check_system(self.system)
+        check_connected(self.topology)
 
     @property
     def n_atoms(self) -> int:
@@ -109,6 +120,9 @@ class Molecule:
             system: System of the isolated molecule.
             positions: shape ``(n_atoms, 3)``, an OpenMM quantity or numbers in nm.
             name: a label.
+
+        Raises:
+            ValueError: as :class:`Molecule`.
         """
         from openmm import CMMotionRemover
 
@@ -141,11 +155,11 @@ class Molecule:
         """
         from openmm.app import PDBFile, PDBxFile
 
-        path = _existing(path)
+        path = existing(path)
         reader = PDBxFile if path.suffix.lower() in (".cif", ".mmcif") else PDBFile
-        structure = _read(reader, path)
+        structure = read(reader, path)
         positions = structure.getPositions(asNumpy=True)
-        system = _parametrised(structure.topology, forcefield, str(path))
+        system = parametrised(structure.topology, forcefield, str(path))
         return cls.from_openmm(structure.topology, system, positions, name or path.stem)
 
     @classmethod
@@ -163,13 +177,17 @@ class Molecule:
             inpcrd: coordinates or restart file.
             implicit_solvent: ``"HCT"``, ``"OBC1"``, ``"OBC2"``, ``"GBn"``, ``"GBn2"`` or None.
             name: a label; default the topology file's stem.
+
+        Raises:
+            FileNotFoundError: a file is missing.
+            ValueError: a file is not of its format, or the solvent is unknown.
         """
         from openmm.app import AmberInpcrdFile, AmberPrmtopFile
 
-        solvent = _implicit_solvent(implicit_solvent)
-        top_path, crd_path = _existing(prmtop), _existing(inpcrd)
-        top, crd = _read(AmberPrmtopFile, top_path), _read(AmberInpcrdFile, crd_path)
-        system = _created(top_path, top.createSystem, implicitSolvent=solvent)
+        solvent = implicit_solvent_model(implicit_solvent)
+        top_path, crd_path = existing(prmtop), existing(inpcrd)
+        top, crd = read(AmberPrmtopFile, top_path), read(AmberInpcrdFile, crd_path)
+        system = created(top_path, top.createSystem, implicitSolvent=solvent)
         positions = crd.getPositions(asNumpy=True)
         return cls.from_openmm(top.topology, system, positions, name or top_path.stem)
 
@@ -188,14 +206,18 @@ class Molecule:
             gro: coordinate file.
             include_dir: where included force-field files lie; default Gromacs' own folder.
             name: a label; default the topology file's stem.
+
+        Raises:
+            FileNotFoundError: a file is missing.
+            ValueError: a file is not of its format, or parameters are missing.
         """
         from openmm.app import GromacsGroFile, GromacsTopFile
 
-        top_path, gro_path = _existing(top), _existing(gro)
+        top_path, gro_path = existing(top), existing(gro)
         options = {} if include_dir is None else {"includeDir": str(include_dir)}
-        topology = _read(GromacsTopFile, top_path, **options)
-        positions = _read(GromacsGroFile, gro_path).getPositions(asNumpy=True)
-        system = _created(top_path, topology.createSystem)
+        topology = read(GromacsTopFile, top_path, **options)
+        positions = read(GromacsGroFile, gro_path).getPositions(asNumpy=True)
+        system = created(top_path, topology.createSystem)
         return cls.from_openmm(topology.topology, system, positions, name or top_path.stem)
 
     @classmethod
@@ -215,26 +237,31 @@ class Molecule:
             parameters: parameter files (``.prm``, ``.rtf``, ``.str``).
             implicit_solvent: as in :meth:`from_amber`.
             name: a label; default the psf's stem.
+
+        Raises:
+            FileNotFoundError: a file is missing.
+            ValueError: there is no parameter file, a file is not of its format, parameters are
+                missing, or the solvent is unknown.
         """
         from openmm.app import CharmmCrdFile, CharmmParameterSet, CharmmPsfFile, PDBFile
 
-        solvent = _implicit_solvent(implicit_solvent)
+        solvent = implicit_solvent_model(implicit_solvent)
         if not parameters:
             raise ValueError(
                 "expected at least one CHARMM parameter file, got none; pass .prm files"
             )
-        psf_path, crd_path = _existing(psf), _existing(coordinates)
-        files = [str(_existing(path)) for path in parameters]
-        structure = _read(CharmmPsfFile, psf_path)
+        psf_path, crd_path = existing(psf), existing(coordinates)
+        files = [str(existing(path)) for path in parameters]
+        structure = read(CharmmPsfFile, psf_path)
         reader = PDBFile if crd_path.suffix.lower() in (".pdb", ".ent") else CharmmCrdFile
-        positions = _read(reader, crd_path).positions
-        parameter_set = _explained(
+        positions = read(reader, crd_path).positions
+        parameter_set = explained(
             lambda: CharmmParameterSet(*files),
             f"CHARMM parameters in {', '.join(files)}",
             "check their format and suffixes (.prm, .rtf, .str)",
         )
         source = f"{psf_path} with {', '.join(files)}"
-        system = _created(
+        system = created(
             source, structure.createSystem, params=parameter_set, implicitSolvent=solvent
         )
         return cls.from_openmm(structure.topology, system, positions, name or psf_path.stem)
@@ -252,6 +279,9 @@ def alanine_dipeptide(forcefield: str = "amber96-obc") -> Molecule:
             variant, amber96.xml with implicit/obc1.xml (OBC1 parameters in a CustomGBForce,
             mbondi2 radii, ACE surface term). On 128 structures the latter agrees within 1e-4
             kJ/mol with the prmtop of openmmtools 0.27 under OBC1 without cutoff and constraints.
+
+    Raises:
+        ValueError: another force field.
 
     Example:
         >>> alanine_dipeptide().masses.sum().round(2).item()
@@ -291,7 +321,7 @@ def peptide(
 
 def _built(sequence: str, forcefield: Sequence[str], caps: bool, name: str) -> Molecule:
     topology, start = peptide_structure(sequence, caps)
-    system = _parametrised(topology, forcefield, f"the peptide {sequence}")
+    system = parametrised(topology, forcefield, f"the peptide {sequence}")
     return Molecule(name, topology, system, _minimised(system, start))
 
 
@@ -310,181 +340,3 @@ def _minimised(system: System, positions: NDArray[np.float64]) -> NDArray[np.flo
     context.setPositions(positions)
     LocalEnergyMinimizer.minimize(context, tolerance=10.0 if large else 1.0)
     return np.asarray(context.getState(positions=True).getPositions(asNumpy=True)._value)
-
-
-# Readers, with OpenMM's many error types turned into one clear line.
-
-
-def _existing(path: PathLike) -> Path:
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"expected a file at {path}, got nothing there; check the path")
-    return path
-
-
-def _explained(action: Callable[[], T], expected: str, remedy: str) -> T:
-    """Run ``action``; whatever OpenMM raises becomes a one-line ValueError."""
-    try:
-        return action()
-    except Exception as error:
-        text = " ".join(str(error).split()).split(" For more information")[0].rstrip(".")
-        reason = (
-            text if isinstance(error, ValueError) and text else f"{type(error).__name__} {text}"
-        )
-        raise ValueError(f"expected {expected}, got: {reason}; {remedy}") from error
-
-
-def _read(reader: Callable[..., T], path: Path, **options: Any) -> T:
-    return _explained(
-        lambda: reader(str(path), **options),
-        f"{path} to be a file for {reader.__name__}",
-        "check that it is complete and of that format",
-    )
-
-
-def _created(source: object, create: Callable[..., System], **options: Any) -> System:
-    """The System of an Amber, Gromacs or CHARMM topology."""
-    return _explained(
-        lambda: create(**_isolated(), **options),
-        f"a complete parametrisation in {source}",
-        "correct the files, or build the System yourself and use Molecule.from_openmm",
-    )
-
-
-def _isolated() -> dict[str, Any]:
-    """Options of every createSystem for one unconstrained molecule."""
-    from openmm.app import NoCutoff
-
-    isolated = {"nonbondedMethod": NoCutoff, "constraints": None}
-    return isolated | {"rigidWater": False, "removeCMMotion": False}
-
-
-def _implicit_solvent(name: str | None) -> Any:
-    from openmm import app
-
-    if name is not None and name not in IMPLICIT_SOLVENTS:
-        raise ValueError(
-            f"expected implicit_solvent to be None or one of {', '.join(IMPLICIT_SOLVENTS)}, "
-            f"got {name!r}; mind the capitals"
-        )
-    return None if name is None else getattr(app, name)
-
-
-def _parametrised(topology: Topology, forcefield: Sequence[str], source: str) -> System:
-    """The System of a topology under OpenMM force-field files."""
-    from openmm.app import ForceField
-
-    files = (forcefield,) if isinstance(forcefield, str) else tuple(map(str, forcefield))
-    if not files:
-        raise ValueError("expected at least one force-field file, got none; try 'amber14-all.xml'")
-    field = _explained(
-        lambda: ForceField(*files),
-        f"OpenMM force-field files in {', '.join(files)}",
-        "name files that OpenMM ships, such as 'amber14-all.xml', or give paths to valid ones",
-    )
-    return _explained(
-        lambda: field.createSystem(topology, **_isolated()),
-        f"every residue of {source} to match a template of {', '.join(files)}",
-        "add missing hydrogens with openmm.app.Modeller, remove solvent and ions, or choose a "
-        "force field that knows the residue",
-    )
-
-
-# Validation.
-
-
-def _positions_in_nm(positions: Any) -> NDArray[np.float64]:
-    from openmm import unit
-
-    array = np.array(in_units(positions, unit.nanometer), dtype=np.float64)
-    if array.ndim != 2 or array.shape[1] != 3:
-        raise ValueError(
-            f"expected positions of shape (n_atoms, 3) in nm, got {array.shape}; "
-            "pass one structure, an OpenMM quantity or an array"
-        )
-    return array
-
-
-def _check_atom_counts(molecule: Molecule) -> None:
-    counts = (
-        molecule.topology.getNumAtoms(),
-        molecule.system.getNumParticles(),
-        len(molecule.positions),
-    )
-    if len(set(counts)) > 1 or counts[0] < 2:
-        raise ValueError(
-            "expected the same number of atoms (2 or more) in topology, system and positions, "
-            "got {}, {} and {}; take all three from the same molecule".format(*counts)
-        )
-
-
-def _check_finite(molecule: Molecule) -> None:
-    bad = np.flatnonzero(~np.isfinite(molecule.positions).all(axis=1))
-    if len(bad):
-        raise ValueError(
-            f"expected finite positions, got NaN or inf at atoms {_first(bad.tolist())}; "
-            "correct the structure file or the array"
-        )
-
-
-def _check_system(system: System) -> None:
-    """Refuse what makes the energy more, or less, than a function of all positions."""
-    n = system.getNumParticles()
-    if system.getNumConstraints():
-        raise ValueError(
-            f"expected a System without constraints, got {system.getNumConstraints()}: on a "
-            "constrained surface the density of positions does not exist; create the System with "
-            "constraints=None and rigidWater=False"
-        )
-    if system.usesPeriodicBoundaryConditions():
-        raise ValueError(
-            "expected an isolated molecule, got a System with periodic boundary conditions: its "
-            "energy has images and no bounded coordinates; create it with nonbondedMethod=NoCutoff "
-            "and implicit solvent"
-        )
-    virtual = [i for i in range(n) if system.isVirtualSite(i)]
-    fixed = [i for i in range(n) if system.getParticleMass(i)._value == 0 and i not in virtual]
-    if virtual or fixed:
-        what = "virtual sites" if virtual else "massless (frozen) particles"
-        raise ValueError(
-            f"expected every particle to move, got {what} at {_first(virtual or fixed)}: they are "
-            "no degrees of freedom; use a model without them and give every atom its mass"
-        )
-    _check_forces(system)
-
-
-def _check_forces(system: System) -> None:
-    for index in range(system.getNumForces()):
-        kind = type(system.getForce(index)).__name__
-        if kind.startswith(("MonteCarlo", "Andersen", "CMMotion", "RPMD", "DrudeNose")):
-            raise ValueError(
-                f"expected forces that are energies, got {kind} (force {index}), which belongs to "
-                "a simulation; remove it with system.removeForce, temperature is set elsewhere"
-            )
-
-
-def _check_connected(molecule: Molecule) -> None:
-    """Refuse several fragments: rigid motion between them is unbounded."""
-    neighbours: list[list[int]] = [[] for _ in range(molecule.n_atoms)]
-    for i, j in molecule.bonds:
-        neighbours[i].append(j)
-        neighbours[j].append(i)
-    seen, stack = {0}, [0]
-    while stack:
-        new = [j for j in neighbours[stack.pop()] if j not in seen]
-        seen.update(new)
-        stack.extend(new)
-    apart = [i for i in range(molecule.n_atoms) if i not in seen]
-    if apart:
-        names = list(molecule.topology.atoms())
-        labels = [f"{i} ({names[i].residue.name} {names[i].name})" for i in apart]
-        raise ValueError(
-            f"expected one connected molecule, got {len(apart)} atoms not bonded to the first "
-            f"fragment: {_first(labels)}; remove solvent and ions, or add missing bonds with "
-            "topology.createStandardBonds(), topology.addBond or CONECT records"
-        )
-
-
-def _first(items: Sequence[object], limit: int = 5) -> str:
-    shown = ", ".join(map(str, items[:limit]))
-    return shown if len(items) <= limit else f"{shown} and {len(items) - limit} more"

@@ -72,6 +72,10 @@ class CircularFeatures(nn.Module):
 
     Args:
         circular: which coordinates are circular, shape ``(n_coordinates,)``.
+
+    Example:
+        >>> CircularFeatures(torch.tensor([False, True]))(torch.tensor([5.0, 0.0])).tolist()
+        [1.0, 0.0, 5.0]
     """
 
     circular_index: Tensor
@@ -132,6 +136,10 @@ def constant_or_mlp(
     activations: Callable[[], nn.Module] | Sequence[Callable[[], nn.Module]],
 ) -> nn.Module:
     """Return a learned vector ("constant") or a network ("network"), both starting at zero.
+
+    Args:
+        kind: "constant" or "network".
+        in_features, hidden, out_features, activations: as of :class:`MLP`.
 
     Raises:
         ValueError: ``kind`` is another word.

@@ -61,7 +61,7 @@ def prediction_pages(
         pages[name] = _ramachandran_page(prediction, phi, psi, kt, phi_psi)
         if kt is not None:
             pages[name.replace("ramachandran", "free_energy")] = _free_energy_page(
-                prediction, phi, psi
+                prediction, phi, psi, kt
             )
     if prediction.observables:
         pages["uncertainty.png"] = _uncertainty_page(prediction)
@@ -103,7 +103,7 @@ def _ramachandran_page(
     return figure
 
 
-def _free_energy_page(prediction: Prediction, phi: str, psi: str) -> Figure:
+def _free_energy_page(prediction: Prediction, phi: str, psi: str, kt: float) -> Figure:
     """Profiles of both torsions with bands, and the uncertainty of the surface over them."""
     figure, axes = _figure(1, 3, width=3.9, height=3.3)
     for ax, name in zip(axes.flat, (phi, psi), strict=False):
@@ -113,6 +113,7 @@ def _free_energy_page(prediction: Prediction, phi: str, psi: str) -> Figure:
             label=described(prediction, name)[1],
             plain=prediction.free_energy(name, bins=60, corrected=False),
             degrees=True,
+            highest=12.0 * kt,
         )
     axes[0, 0].legend(frameon=False, fontsize="small")
     labels = (described(prediction, phi)[1], described(prediction, psi)[1])

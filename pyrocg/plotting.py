@@ -169,6 +169,7 @@ def free_energy_profile(
     label: str,
     plain: FreeEnergySurface | None = None,
     degrees: bool = False,
+    highest: float | None = None,
 ) -> None:
     """Draw the free energy over one observable with the interval of every bin as a band; no legend.
 
@@ -180,6 +181,8 @@ def free_energy_profile(
         label: of the horizontal axis, with the unit.
         plain: the model's own, likewise with its band.
         degrees: whether rad become degrees.
+        highest: energies above leave the picture, kJ/mol; a bin whose samples have next to no
+            weight can be hundreds high. Default none does.
     """
     scale = 180.0 / math.pi if degrees else 1.0
     drawn = [(surface, _CORRECTED, "-", "reweighted")]
@@ -198,7 +201,8 @@ def free_energy_profile(
         energy = np.where(known, found.energy, np.nan)
         ax.plot(middle, energy, color=colour, ls=line, label=name, linewidth=1.2)
     ax.set(xlabel=label, ylabel=free_energy_label(1.0), xlim=(edges[0], edges[-1]))
-    ax.set_ylim(-0.05 * (top or 1.0), 1.15 * (top or 1.0))
+    top = min(top, math.inf if highest is None else highest) or 1.0
+    ax.set_ylim(-0.05 * top, 1.15 * top)
     if degrees:
         ax.set_xticks(ANGLE_TICKS)
 

@@ -1,9 +1,9 @@
-"""Predictions with intervals: samples of a model, importance weights, observables."""
+"""A prediction: what weighted samples of a model say about observables, with intervals."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -11,25 +11,23 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
-from torch import Tensor
 
 from pyrocg import cautions
 from pyrocg.arviz_compat import resampled_chains
-from pyrocg.bootstrap import Bootstrap, equal_tailed, heavy_tails, merged_strata
 from pyrocg.cautions import Caution
-from pyrocg.cgmodel import CoarseGrainedModel
-from pyrocg.ensemble import DrawsWeights, Ensemble, draw_ensemble
+from pyrocg.distributions import wrap
+from pyrocg.ensemble import Ensemble
 from pyrocg.estimates import Estimate, FreeEnergySurface, Histogram
 from pyrocg.estimators import WeightedSample, bin_edges, bin_index
 from pyrocg.observables import Observable
-from pyrocg.weights import ess, log_mean_exp
+from pyrocg.weights import ess
 
-__all__ = ["Prediction", "predict"]
+__all__ = ["Prediction"]
 
 
 @dataclass(frozen=True)
 class Prediction(Ensemble):
-    """What :func:`predict` returns: an :class:`~pyrocg.ensemble.Ensemble` and what it says.
+    """What :func:`pyrocg.predict <pyrocg.predictive.predict>` returns: samples and what they say.
 
     For intervals of another level: ``dataclasses.replace(prediction, level=0.9)``.
 
@@ -37,7 +35,7 @@ class Prediction(Ensemble):
         values: observable name to values, shape ``(n,)`` each.
         observables: the observables.
         beta: 1/kT in mol/kJ.
-        level: of the intervals of observables; ``log_z_interval`` keeps that of :func:`predict`.
+        level: of the intervals of observables; ``log_z_interval`` keeps that of ``predict``.
         log_z: log Z of the reduced coordinates, by importance sampling; nats.
         log_z_interval: its interval, by the Bayesian bootstrap.
         ess: effective sample size of the weights, a fraction of n.
@@ -62,14 +60,7 @@ class Prediction(Ensemble):
     @cached_property
     def warnings(self) -> tuple[Caution, ...]:
         """When not to trust this: ``str`` of each is a sentence, see :mod:`pyrocg.cautions`."""
-        component = self.latents.get("component")
-        parts = [] if component is None else cautions.of_components(component, self.log_weights)
-        return (
-            *cautions.of_weights(self.log_weights, self.pareto_k),
-            *parts,
-            *cautions.of_populations(self.values, self.smoothed_log_weights),
-            *cautions.of_model_bias(self._averages(self._own_sample), self.estimates()),
-        )
+        return tuple(self._cautions())
 
     def estimate(self, name: str, corrected: bool = True) -> Estimate:
         """Return the equilibrium average of an observable with its interval.
@@ -98,6 +89,7 @@ class Prediction(Ensemble):
             raise ValueError(f"expected probabilities between 0 and 1, got {list(probs)}")
         observable, p = self._observable(name), torch.tensor(probs, dtype=torch.float64)
         values = torch.from_numpy(self.values[name])
+        values = wrap(values) if observable.circular else values
         return self._sample(corrected).quantiles(values, p, observable.unit)
 
     def histogram(
@@ -218,7 +210,8 @@ class Prediction(Ensemble):
 
         Raises:
             KeyError: ``observed`` has a name that is not among the observables.
-            ValueError: ``num_draws`` gives no draw to a chain.
+            ValueError: ``num_draws`` gives no draw to a chain, or an observable has the name of a
+                latent.
         """
         weights = self.weights(corrected)
         effective = int(float(ess(weights.log())) * len(weights))
@@ -229,6 +222,9 @@ class Prediction(Ensemble):
             num_draws = max(min(effective, 4000), int(chain.max()) + 1)
         for name in observed or {}:
             self._observable(name)
+        for name in self.latents:
+            if name in self.values:
+                raise ValueError(f"expected observables named otherwise than latents, got {name!r}")
         return resampled_chains(
             {o.name: self.values[o.name] for o in self.observables} | self.latents,
             {"energy": self.energies, "log_weight": self.log_weights.numpy()},
@@ -241,6 +237,14 @@ class Prediction(Ensemble):
             observed=observed or {},
             seed=self.seed,
         )
+
+    def _cautions(self) -> Iterator[Caution]:
+        yield from cautions.of_weights(self.log_weights, self.pareto_k)
+        component = self.latents.get("component")
+        if component is not None:
+            yield from cautions.of_components(component, self.log_weights)
+        yield from cautions.of_populations(self.values, self.smoothed_log_weights)
+        yield from cautions.of_model_bias(self._averages(self._own_sample), self.estimates())
 
     @cached_property
     def _corrected(self) -> dict[str, Estimate]:
@@ -263,20 +267,20 @@ class Prediction(Ensemble):
     @cached_property
     def _corrected_sample(self) -> WeightedSample:
         weights = self.weights(corrected=True)
-        made = _bootstrap(self, weights, self.n_draws, self.seed, heavy=True)
+        made = self.bootstrap(weights, self.n_draws, self.seed, heavy=True)
         return WeightedSample(made, self.level, shared_truth=True)
 
     @cached_property
     def _own_sample(self) -> WeightedSample:
         """With the generator's shares as they are."""
         weights = self.weights(corrected=False)
-        made = _bootstrap(self, weights, self.n_draws, self.seed, heavy=False)
+        made = self.bootstrap(weights, self.n_draws, self.seed, heavy=False)
         return WeightedSample(made, self.level, shared_truth=False)
 
     @cached_property
     def _plain_sample(self) -> WeightedSample:
         """With shares as uncertain as the weights leave them."""
-        own, component = self._own_sample, _component(self)
+        own, component = self._own_sample, self.component
         if int(component.max()) == 0:
             return own
         shares = self._corrected_sample.bootstrap.relative_totals(component)
@@ -302,133 +306,3 @@ class Prediction(Ensemble):
         if not float(self.weights(corrected)[torch.from_numpy(inside)].sum()) > 0:
             raise ValueError(f"expected samples in both states, got none in {name!r}")
         return inside
-
-
-def predict(
-    model: CoarseGrainedModel,
-    observables: Sequence[Observable] = (),
-    num_samples: int = 100_000,
-    *,
-    posterior: DrawsWeights | None = None,
-    n_weight_draws: int = 20,
-    encoder_draws: int = 4,
-    level: float = 0.95,
-    batch: int = 5000,
-    n_draws: int = 500,
-    seed: int = 0,
-    progress: bool = True,
-) -> Prediction:
-    r"""Predict equilibrium averages with credible intervals.
-
-    Draws samples of the generator, weighs them in the extended space by
-    :math:`w = e^{-\beta U} |\partial T/\partial u|\, r / (p\, q)` at t = 1 with the uncapped
-    energy, and evaluates the observables. Of a mixture latent, 5 % of the samples are spread evenly
-    over the components, so that rare basins get precise averages too.
-
-    Intervals come from the Bayesian bootstrap within components, whose numbers of samples are
-    fixed: a latent site named ``component`` is taken as one of
-    :class:`~pyrocg.priors.StratifiedPrior`. The tail of each component's weights is generalised
-    Pareto with unknown shape (:func:`pyrocg.bootstrap.heavy_tails`), since few samples miss the
-    largest weights. The generator's own averages depend on the components' shares, which are
-    estimates too: they are taken to be as uncertain as these samples' weights leave them.
-
-    With a posterior over the decoder's weights the samples are shared out evenly over draws of
-    them. Each draw is an exact importance sampler, so corrected averages pool all samples. How
-    the spread over draws, Monte Carlo noise and weights add up: see :mod:`pyrocg.estimates`.
-
-    Args:
-        model: trained, see :func:`pyrocg.fit`.
-        observables: functions of configurations, see :mod:`pyrocg.observables`.
-        num_samples: number of samples n; each costs one energy call. ESS and k-hat flatter small
-            samples: use 1e5 or more.
-        posterior: what draws decoder weights; default the model's own weights alone.
-        n_weight_draws: draws of the decoder's weights.
-        encoder_draws: further draws of the latents that each weight is averaged over, see
-            :meth:`CoarseGrainedModel.sample`; they raise the ESS and cost no energies.
-        level: of the intervals.
-        batch: samples drawn at a time.
-        n_draws: draws of the Bayesian bootstrap behind each interval.
-        seed: of the random numbers; the global generators are left as they were.
-        progress: show a progress bar.
-
-    Raises:
-        ValueError: an argument is out of range, or no sample has a finite energy.
-    """
-    _check(num_samples, 1 if posterior is None else n_weight_draws, level, batch, n_draws)
-    if encoder_draws < 0:
-        raise ValueError(f"expected encoder_draws of at least 0, got {encoder_draws}")
-    energy = model.target.energy.exact
-    before = energy.calls
-    ensemble = draw_ensemble(
-        model,
-        num_samples,
-        posterior=posterior,
-        n_weight_draws=n_weight_draws,
-        encoder_draws=encoder_draws,
-        batch=batch,
-        seed=seed,
-        progress=progress,
-    )
-    log_w = ensemble.log_weights
-    finite = torch.isfinite(log_w)
-    if not bool(finite.any()):
-        raise ValueError(
-            f"expected samples with finite energies, got none of {num_samples}; "
-            "train the model first"
-        )
-    return Prediction(
-        **vars(ensemble),
-        values={o.name: o(ensemble.positions) for o in observables},
-        observables=tuple(observables),
-        beta=model.target.beta,
-        level=level,
-        log_z=float(log_mean_exp(log_w)),
-        log_z_interval=_log_z_interval(ensemble, level, n_draws, seed),
-        ess=float(ess(log_w)),
-        energy_calls=energy.calls - before,
-        nonfinite=int((~finite).sum()),
-        seed=seed,
-        n_draws=n_draws,
-    )
-
-
-def _check(num_samples: int, n_weight_draws: int, level: float, batch: int, n_draws: int) -> None:
-    if num_samples < 1 or batch < 1 or n_draws < 2:
-        raise ValueError(
-            "expected num_samples and batch of at least 1 and n_draws of at least 2, "
-            f"got {num_samples}, {batch} and {n_draws}"
-        )
-    if not 1 <= n_weight_draws <= num_samples:
-        raise ValueError(
-            f"expected from 1 to {num_samples} weight draws, as there are samples, "
-            f"got {n_weight_draws}"
-        )
-    if not 0 < level < 1:
-        raise ValueError(f"expected a level between 0 and 1, got {level}")
-
-
-def _component(ensemble: Ensemble) -> Tensor:
-    """Component that each sample was drawn from, shape (n,); 0 without a mixture latent."""
-    found = ensemble.latents.get("component")
-    if found is None:
-        return torch.zeros(len(ensemble.log_weights), dtype=torch.long)
-    return torch.from_numpy(found.astype(np.int64))
-
-
-def _bootstrap(
-    ensemble: Ensemble, weights: Tensor, n_draws: int, seed: int, heavy: bool
-) -> Bootstrap:
-    """The bootstrap within components, with the tails of weights that may have heavy ones."""
-    group, component = torch.from_numpy(ensemble.weight_draw), _component(ensemble)
-    tails = heavy_tails(weights, component, n_draws, seed) if heavy else ()
-    return Bootstrap(weights, group, n_draws, seed, merged_strata(group, component), tails)
-
-
-def _log_z_interval(
-    ensemble: Ensemble, level: float, n_draws: int, seed: int
-) -> tuple[float, float]:
-    log_w = ensemble.log_weights
-    scaled = _bootstrap(ensemble, (log_w - log_w.max()).exp(), n_draws, seed, heavy=True)
-    totals = scaled.sums(torch.ones(len(log_w), 1)).pooled()[1][:, 0] / len(log_w)
-    low, high = (equal_tailed(totals.log(), level) + log_w.max()).tolist()
-    return low, high

@@ -7,20 +7,20 @@ and returns the latents that the decoder is called with.
 from __future__ import annotations
 
 import copy
-import math
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import pyro
 import pyro.distributions as dist
 import torch
+from pyro import poutine
 from pyro.distributions import transforms
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 
 from pyrocg.distributions import StratifiedCategorical
-from pyrocg.networks import MLP
+from pyrocg.flow_prior import FlowPrior
 
 __all__ = [
     "DistributionPrior",
@@ -59,10 +59,16 @@ class StandardNormalPrior(nn.Module):
 class TorusPrior(nn.Module):
     r"""The uniform prior on the torus, :math:`p(z) = (2\pi)^{-d}` on :math:`[-\pi, \pi)^d`.
 
-    A decoder sees the torus through (cos z, sin z): pass ``circular_latent=True`` to it.
+    A decoder sees the torus through (cos z, sin z), and an encoder is a density on it: pass
+    ``circular_latent=True`` to both.
 
     Args:
         latent_dim: dimension d of z.
+
+    Example:
+        >>> import torch
+        >>> round(TorusPrior(1)().log_prob(torch.tensor([3.0])).exp().item(), 4)
+        0.1592
     """
 
     bound: Tensor
@@ -85,6 +91,10 @@ class GaussianMixturePrior(nn.Module):
         latent_dim: dimension of z.
         n_components: number of Gaussians.
         spread: standard deviation of the initial means.
+
+    Example:
+        >>> GaussianMixturePrior(2, n_components=3)().sample((5,)).shape
+        torch.Size([5, 2])
     """
 
     def __init__(self, latent_dim: int, n_components: int, spread: float = 1.0) -> None:
@@ -98,90 +108,6 @@ class GaussianMixturePrior(nn.Module):
         return dist.MixtureOfDiagNormals(self.loc, self.log_scale.exp(), self.logits)
 
 
-class FlowPrior(nn.Module):
-    r"""A learned normalising flow, :math:`z = f(\epsilon)`, :math:`\epsilon \sim N(0, I)`.
-
-    .. math:: \log p(z) = \log N(\epsilon \mid 0, I) - \log|\det \partial f/\partial \epsilon|,
-              \quad \epsilon = f^{-1}(z)
-
-    f is a rational spline of every coordinate, then coupling layers in which one half of z goes
-    through splines whose shape depends on the other half; in between the coordinates are
-    reversed. Each is the identity at the start, and always outside :math:`[-5, 5]`. In one
-    dimension f is the spline alone. The inverse is in closed form, so densities are exact.
-    Source: Durkan, Bekasov, Murray and Papamakarios (2019), "Neural spline flows"; Dolatabadi,
-    Erfani and Leckie (2020), "Invertible generative modeling using linear rational splines".
-
-    Args:
-        latent_dim: dimension of z.
-        n_couplings: number of coupling layers; two reach every coordinate.
-        hidden: sizes of the hidden layers of each coupling.
-
-    Example:
-        >>> import torch
-        >>> prior = FlowPrior(2)
-        >>> round(prior().log_prob(torch.zeros(2)).item(), 4)
-        -1.8379
-    """
-
-    loc: Tensor
-    reversal: Tensor
-
-    def __init__(
-        self,
-        latent_dim: int,
-        n_couplings: int = 4,
-        hidden: Sequence[int] = (32, 32),
-    ) -> None:
-        super().__init__()
-        self.register_buffer("loc", torch.zeros(latent_dim), persistent=False)
-        self.register_buffer("reversal", torch.arange(latent_dim).flip(0), persistent=False)
-        self.spline = transforms.Spline(latent_dim, _BINS, _BOUND)
-        with torch.no_grad():
-            for parameter in self.spline.parameters():
-                parameter.zero_()
-            self.spline.unnormalized_derivatives.fill_(_UNIT_SLOPE)
-        self.couplings = nn.ModuleList(
-            _spline_coupling(latent_dim, hidden)
-            for _ in range(n_couplings if latent_dim > 1 else 0)
-        )
-
-    def forward(self) -> TorchDistributionMixin:
-        """Return p(z)."""
-        # a Pyro transform remembers its last point: with a copy, each distribution has its own
-        parts: list[Any] = [copy.copy(self.spline)]
-        for coupling in self.couplings:
-            parts += [transforms.Permute(self.reversal), copy.copy(coupling)]
-        base = dist.Normal(self.loc, torch.ones_like(self.loc)).to_event(1)
-        return dist.TransformedDistribution(base, parts)
-
-
-_BOUND, _BINS = 5.0, 8
-_UNIT_SLOPE = math.log(math.expm1(1.0 - 1e-3))  # softplus of it, plus Pyro's 1e-3, is 1
-
-
-def _spline_coupling(dim: int, hidden: Sequence[int]) -> nn.Module:
-    """Build a coupling that is the identity."""
-    kept = dim // 2
-    network = _SplineShapes(kept, hidden, dim - kept)
-    coupling = transforms.SplineCoupling(dim, kept, network, _BINS, _BOUND, identity=True)
-    coupling.lower_spline = None  # of the kept half, unused: it would be a parameter without use
-    return coupling
-
-
-class _SplineShapes(nn.Module):
-    """Widths, heights, slopes and divisions of splines, bounded so that no bin degenerates."""
-
-    def __init__(self, n_in: int, hidden: Sequence[int], n_splines: int) -> None:
-        super().__init__()
-        self.sizes = [n_splines * n for n in (_BINS, _BINS, _BINS - 1, _BINS)]
-        self.network = MLP(n_in, hidden, sum(self.sizes), zero_output=True)
-
-    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        shapes = 2.0 * torch.tanh(0.5 * self.network(x))
-        widths, heights, slopes, divisions = shapes.split(self.sizes, dim=-1)
-        return widths, heights, _UNIT_SLOPE + slopes, divisions
-
-
 class DistributionPrior(nn.Module):
     """A fixed Pyro distribution as prior. Its tensors follow ``.to()`` and ``.double()``.
 
@@ -191,6 +117,11 @@ class DistributionPrior(nn.Module):
 
     Raises:
         ValueError: the shapes are others or a tensor requires gradients, with the remedy.
+
+    Example:
+        >>> prior = DistributionPrior(dist.StudentT(4.0, torch.zeros(2)).to_event(1))
+        >>> prior.double()().sample().dtype
+        torch.float64
     """
 
     def __init__(self, distribution: TorchDistributionMixin) -> None:
@@ -257,6 +188,16 @@ class PriorProgram(nn.Module):
 
     Args:
         program: a callable without arguments; a ``PyroModule`` keeps its parameters registered.
+
+    Example:
+        >>> def hierarchical():
+        ...     scale = pyro.sample("scale", dist.LogNormal(0.0, 0.3))
+        ...     scale = scale.unsqueeze(-1)
+        ...     return pyro.sample("z", dist.Normal(torch.zeros(1), scale).to_event(1))
+        >>> with pyro.plate("samples", 5):
+        ...     z = PriorProgram(hierarchical)()
+        >>> z.shape
+        torch.Size([5, 1])
     """
 
     def __init__(self, program: Callable[[], Any]) -> None:
@@ -264,8 +205,19 @@ class PriorProgram(nn.Module):
         self.program = program
 
     def forward(self) -> Any:
-        """Run the program, return its latents."""
-        return self.program()
+        """Run the program, return its latents, or the distribution of z.
+
+        Raises:
+            ValueError: the program gives no distribution and has no site "z".
+        """
+        with poutine.trace() as traced:
+            latents = self.program()
+        if "z" not in traced.trace.nodes and not isinstance(latents, TorchDistributionMixin):
+            raise ValueError(
+                f"expected a prior program with a sample site 'z', got {list(traced.trace)}; "
+                'name it: pyro.sample("z", ...)'
+            )
+        return latents
 
 
 class StratifiedPrior(nn.Module):
@@ -278,6 +230,12 @@ class StratifiedPrior(nn.Module):
     Args:
         n_components: number of components.
         latent: prior of z, a module whose call returns a distribution.
+
+    Example:
+        >>> with pyro.plate("samples", 6):
+        ...     z, component = StratifiedPrior(3, StandardNormalPrior(2))()
+        >>> z.shape, component.bincount().tolist()
+        (torch.Size([6, 2]), [2, 2, 2])
     """
 
     shares: Tensor
@@ -298,9 +256,10 @@ class StratifiedPrior(nn.Module):
         Raises:
             ValueError: wrong shape, or a share that is negative, zero or not finite.
         """
-        if shares.shape != self.shares.shape or not bool((shares > 0).all()):
+        valid = (shares > 0) & shares.isfinite()
+        if shares.shape != self.shares.shape or not bool(valid.all()):
             raise ValueError(
-                f"expected {len(self.shares)} positive shares, got {shares.tolist()}; "
+                f"expected {len(self.shares)} positive, finite shares, got {shares.tolist()}; "
                 "a component with share 0 would never be sampled"
             )
         self.shares.copy_(shares / shares.sum())
@@ -308,6 +267,9 @@ class StratifiedPrior(nn.Module):
 
 def as_prior(prior: Any) -> nn.Module:
     """Return a prior module from a module, a Pyro distribution or a Pyro program.
+
+    Args:
+        prior: any of them.
 
     Raises:
         TypeError: ``prior`` is none of them.

@@ -27,6 +27,12 @@ def spread(mean: Tensor, cosine: Tensor, sine: Tensor, angle: Tensor) -> Tensor:
     Args:
         mean, cosine, sine: m, c and s.
         angle: the mean torsion, of the same shape.
+
+    Example:
+        >>> parts = torch.tensor([0.3]), torch.tensor([0.1]), torch.tensor([-0.2])
+        >>> back = collect(spread(*parts, torch.tensor([1.0])), torch.tensor([1.0]))
+        >>> [round(part.item(), 6) for part in back]
+        [0.3, 0.1, -0.2]
     """
     c, s = angle.cos(), angle.sin()
     p, q = c * cosine + s * sine, c * sine - s * cosine
@@ -35,7 +41,7 @@ def spread(mean: Tensor, cosine: Tensor, sine: Tensor, angle: Tensor) -> Tensor:
 
 
 def collect(values: Tensor, angle: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Invert :func:`spread`."""
+    """Invert :func:`spread`: return m, c and s of the quantity (3, ...) at the mean torsion."""
     first, second, third = values
     c, s = angle.cos(), angle.sin()
     p = (2 * first - second - third) / math.sqrt(6)

@@ -7,12 +7,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from pyrocg.agreement import of_weight_draws
-from pyrocg.cautions import Caution
 from pyrocg.cgmodel import CoarseGrainedModel
 from pyrocg.config import Config
 from pyrocg.laplace import LaplacePosterior
-from pyrocg.prediction import Prediction, predict
+from pyrocg.prediction import Prediction
+from pyrocg.predictive import predict
 from pyrocg.swag import SWAGPosterior
 from pyrocg.system import System
 from pyrocg.weight_draws import WeightPosterior
@@ -25,8 +24,8 @@ class RunPrediction:
     """A prediction from a run, and how it was made.
 
     Attributes:
-        prediction: the results.
-        cautions: about the posterior, beside those of the prediction.
+        prediction: the results, with a posterior a
+            :class:`~pyrocg.predictive.PosteriorPrediction`.
         posterior: ``method`` and its options; with a posterior also ``gibbs_scale``, N (None for
             SWAG, whose width is that of its learning rate), and of a Laplace approximation
             ``training_samples``, which N comes from, ``prior_scale`` and ``expected_excess``, see
@@ -36,7 +35,6 @@ class RunPrediction:
     """
 
     prediction: Prediction
-    cautions: tuple[Caution, ...]
     posterior: dict[str, Any]
     energy_calls: dict[str, int]
     seconds: dict[str, float]
@@ -51,7 +49,7 @@ def predict_run(
     progress: bool,
     say: Callable[[str], None],
 ) -> RunPrediction:
-    """Fit the posterior, predict, and look whether its draws agree with the trained weights.
+    """Fit the posterior and predict.
 
     Args:
         config: of the run.
@@ -66,22 +64,21 @@ def predict_run(
             sample has a finite energy.
     """
     energy, started = system.target.energy.exact, time.monotonic()
-    calls = energy.calls
+    before = energy.calls
     if config.posterior.kind != "none":
         say(f"fitting the posterior over the decoder's weights ({config.posterior.kind})")
     posterior = _fit_posterior(config, model, n_samples)
-    fitted, fit_calls = time.monotonic(), energy.calls - calls
-    prediction = _predicted(config, model, system, posterior, progress)
-    cautions: tuple[Caution, ...] = ()
-    described = _described(config, posterior, n_samples)
-    seconds = {"prediction": time.monotonic() - fitted}
-    energy_calls = {"prediction": prediction.energy_calls}
+    fitted, fit_calls = time.monotonic(), energy.calls - before
+    given = {k: v for k, v in vars(config.predict).items() if k != "state"}
     if posterior is not None:
-        trained = _predicted(config, model, system, None, progress=False)
-        cautions = tuple(of_weight_draws(prediction, trained, described.get("expected_excess")))
-        seconds = {"posterior": fitted - started, "prediction": time.monotonic() - fitted}
-        energy_calls = {"posterior": fit_calls, "prediction": energy.calls - calls - fit_calls}
-    return RunPrediction(prediction, cautions, described, energy_calls, seconds)
+        given |= {"posterior": posterior, "n_weight_draws": config.posterior.weight_draws}
+    prediction = predict(model, system.observables, progress=progress, **given)
+    seconds = {"prediction": time.monotonic() - fitted}
+    calls = {"prediction": prediction.energy_calls}
+    if posterior is not None:
+        seconds = {"posterior": fitted - started, **seconds}
+        calls = {"posterior": fit_calls, **calls}
+    return RunPrediction(prediction, _described(config, posterior, n_samples), calls, seconds)
 
 
 def samples_of_training(config: Config, counters: dict[str, Any]) -> int:
@@ -122,22 +119,6 @@ def _fit_posterior(
             seed=seed,
         )
     return None
-
-
-def _predicted(
-    config: Config,
-    model: CoarseGrainedModel,
-    system: System,
-    posterior: WeightPosterior | None,
-    progress: bool,
-) -> Prediction:
-    given = {k: v for k, v in vars(config.predict).items() if k != "state"}
-    draws = config.posterior.weight_draws
-    if posterior is not None and draws is not None:
-        given |= {"posterior": posterior, "n_weight_draws": draws}
-    elif draws is not None:  # the trained weights beside them
-        given["num_samples"] = max(given["num_samples"] // draws, 2)
-    return predict(model, system.observables, progress=progress, **given)
 
 
 def _described(config: Config, posterior: WeightPosterior | None, n_samples: int) -> dict[str, Any]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import csv
+import errno
 import io
 import json
 import math
 import tempfile
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,7 +67,7 @@ class RunFolder:
         folder = cls(Path(path))
         made = [p for p in (folder.path, *folder.path.parents) if not p.exists()]
         try:
-            folder.path.mkdir(parents=True, exist_ok=True)
+            folder._make()
             folder._write(folder.config_file, to_toml(config))
         except BaseException:
             with suppress(OSError):
@@ -105,6 +106,28 @@ class RunFolder:
                 f"`pyrocg fit SYSTEM --out {path}`"
             )
         return folder
+
+    @contextmanager
+    def claimed(self) -> Iterator[None]:
+        """Keep other processes from training in the folder, until this one ends, by whatever.
+
+        Half-written files of a process that was killed are removed.
+
+        Raises:
+            BlockingIOError: another process trains in it.
+        """
+        with self.config_file.open("rb") as file:
+            try:
+                _lock(file)
+            except BlockingIOError as error:
+                raise BlockingIOError(
+                    f"expected no other process that trains in {self.path}, got one; wait until it "
+                    "has ended, or stop it"
+                ) from error
+            for name in ("basins.pt", "checkpoint.pt", "history.csv", "history.json"):
+                for half in self.path.glob(f".{name}.*"):
+                    half.unlink(missing_ok=True)
+            yield
 
     @property
     def config_file(self) -> Path:
@@ -252,6 +275,15 @@ class RunFolder:
         write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=150))
         return path
 
+    def _make(self) -> None:
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OSError(
+                f"expected a folder that can be made, got {self.path}: {error.strerror}; "
+                "name another --out"
+            ) from error
+
     def _write(self, path: Path, text: str) -> None:
         write_atomically(path, lambda file: file.write(text.encode()))
 
@@ -265,6 +297,22 @@ class RunFolder:
                 f"expected {file}, found no such file; write it by `pyrocg {command} {self.path}`"
             )
         return json.loads(file.read_text())
+
+
+def _lock(file: Any) -> None:
+    """Lock a file until it is closed, on systems and disks that can.
+
+    Raises:
+        BlockingIOError: another process has locked it.
+    """
+    with suppress(ImportError):  # only Unix has it
+        import fcntl
+
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EAGAIN):
+                raise BlockingIOError(*error.args) from error
 
 
 def _read_arrays(file: Path) -> dict[str, Any]:

@@ -9,8 +9,9 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from pyrocg.cgmodel import CoarseGrainedModel, drawn_values, log_generator, site_log_probs
+from pyrocg.cgmodel import CoarseGrainedModel
 from pyrocg.coordinates import Coordinates
+from pyrocg.traces import drawn_values, log_generator, site_log_probs
 
 __all__ = ["score"]
 

@@ -8,8 +8,17 @@ from typing import TYPE_CHECKING, TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from pyrocg.atoms import atom_indices, backbone, heavy_atoms, residue_label, trajectory
-from pyrocg.observables import Observable, phi, population, psi, window
+from pyrocg.atoms import (
+    Backbone,
+    atom_indices,
+    backbone,
+    heavy_atoms,
+    residue_label,
+    trajectory,
+)
+from pyrocg.geometry import phi, psi
+from pyrocg.graphs import neighbours
+from pyrocg.observables import Observable, population, window
 
 if TYPE_CHECKING:
     from pyrocg.molecules import Molecule
@@ -42,7 +51,7 @@ def conformations(molecule: Molecule, residue: int = 0) -> tuple[Observable, ...
 
     ``conformation_alpha``: phi in (-70, -50), psi in (-60, -40) degrees; ``conformation_beta1``:
     phi -140 ± 40, psi 155 ± 50; ``conformation_beta2``: phi -60 ± 40, psi 150 ± 60. They are parts
-    of the basins of :func:`~pyrocg.observables.basin_populations`, and leave gaps between them.
+    of the basins of :func:`~pyrocg.geometry.basin_populations`, and leave gaps between them.
 
     Source: Schöberl, Zabaras and Koutsourelakis (2020), arXiv:2002.10148.
 
@@ -86,6 +95,12 @@ def contact(
 
     Raises:
         ValueError: there are no two such residues.
+
+    Example:
+        >>> from pyrocg.molecules import alanine_dipeptide
+        >>> molecule = alanine_dipeptide()
+        >>> bool(contact(molecule, (0, 2), cutoff=0.6)(molecule.positions[None])[0])
+        True
     """
     import mdtraj
 
@@ -130,6 +145,13 @@ def native_contacts(
 
     Raises:
         ValueError: the reference has no such contact.
+
+    Example:
+        >>> from pyrocg.molecules import alanine_dipeptide
+        >>> molecule = alanine_dipeptide()
+        >>> native = native_contacts(molecule, cutoff=0.6, min_separation=2)
+        >>> round(float(native(molecule.positions[None])[0]), 3)
+        1.0
     """
     import mdtraj
 
@@ -170,6 +192,12 @@ def hydrogen_bond(
 
     Raises:
         ValueError: these are not three different atoms of the molecule.
+
+    Example:
+        >>> from pyrocg.molecules import alanine_dipeptide
+        >>> molecule = alanine_dipeptide()
+        >>> bool(hydrogen_bond(molecule, (16, 17, 5))(molecule.positions[None])[0])
+        False
     """
     donor, h, a = atom_indices(molecule, atoms, 3)
 
@@ -184,8 +212,18 @@ def hydrogen_bonds(molecule: Molecule, name: str = "hydrogen_bonds") -> Observab
 
     By the criterion of :func:`hydrogen_bond`; the same bonds as ``mdtraj.baker_hubbard`` counts.
 
+    Args:
+        molecule: the molecule.
+        name: key in the results.
+
     Raises:
         ValueError: the molecule has no donor or no acceptor.
+
+    Example:
+        >>> from pyrocg.molecules import alanine_dipeptide
+        >>> molecule = alanine_dipeptide()
+        >>> int(hydrogen_bonds(molecule)(molecule.positions[None])[0])
+        0
     """
     symbols = molecule.symbols
     polar = [i for i, symbol in enumerate(symbols) if symbol in ("N", "O")]
@@ -218,6 +256,12 @@ def rmsd(
     Raises:
         ValueError: ``atoms`` is another word, or there are fewer than three, or the reference has
             another shape.
+
+    Example:
+        >>> from pyrocg.molecules import alanine_dipeptide
+        >>> molecule = alanine_dipeptide()
+        >>> round(float(rmsd(molecule)(1.01 * molecule.positions[None])[0]), 4)
+        0.0024
     """
     import mdtraj
 
@@ -255,6 +299,13 @@ def solvent_accessible_surface(
 
     Raises:
         ValueError: there is no such residue.
+
+    Example:
+        >>> from pyrocg.molecules import alanine_dipeptide
+        >>> molecule = alanine_dipeptide()
+        >>> surface = solvent_accessible_surface(molecule)
+        >>> round(float(surface(molecule.positions[None])[0]), 1), surface.unit
+        (3.6, 'nm²')
     """
     import mdtraj
 
@@ -289,13 +340,22 @@ def j_coupling(
         name: default ``j_coupling``, with the residue if there are several.
 
     Raises:
-        ValueError: there is no such residue or model.
+        ValueError: there is no such residue or model, or the residue has no such coupling: proline
+            has no hydrogen on N, and in a D residue :math:`H_\alpha` is elsewhere. Of glycine it is
+            the one that is in the place of an L residue's.
+
+    Example:
+        >>> from pyrocg.molecules import alanine_dipeptide
+        >>> molecule = alanine_dipeptide()
+        >>> round(float(j_coupling(molecule)(molecule.positions[None])[0]), 1)
+        8.4
     """
     import mdtraj
 
     if model not in _KARPLUS:
         raise ValueError(f"expected one of {', '.join(_KARPLUS)}, got {model!r}")
     atoms = backbone(molecule, residue)
+    _check_coupling(molecule, atoms)
 
     def coupling(x: Array) -> Array:
         indices, values = mdtraj.compute_J3_HN_HA(trajectory(molecule, x), model=model)
@@ -303,6 +363,22 @@ def j_coupling(
         return values[:, place]
 
     return Observable(name or "j_coupling" + atoms.suffix, "Hz", coupling)
+
+
+def _check_coupling(molecule: Molecule, atoms: Backbone) -> None:
+    """Refuse residues without a hydrogen on N, and D residues."""
+    _, n, alpha, c = atoms.phi
+    label, x = residue_label(molecule, n), molecule.positions
+    around = neighbours(molecule.n_atoms, molecule.bonds)
+    if not any(molecule.symbols[i] == "H" for i in around[n]):
+        raise ValueError(f"expected a residue with a hydrogen on N, got {label}; choose another")
+    hydrogens = [i for i in around[alpha] if molecule.symbols[i] == "H"]
+    side = np.cross(x[n] - x[alpha], x[c] - x[alpha])
+    if len(hydrogens) == 1 and side @ (x[hydrogens[0]] - x[alpha]) > 0:
+        raise ValueError(
+            f"expected an L residue, got {label} of the other hand; its coupling is a function of "
+            "phi + 60 degrees: make it by Observable and phi"
+        )
 
 
 def _bonded(molecule: Molecule, x: Array, triples: list[tuple[int, int, int]]) -> NDArray[np.bool_]:

@@ -101,6 +101,7 @@ class SWAGPosterior(VectorPosterior):
             objective = WeightPriorELBO(objective, weight_prior, gibbs_scale)
         make = optimizer or (lambda p: torch.optim.Adam(p, lr=learning_rate))
         before = {name: value.clone() for name, value in model.state_dict().items()}
+        gradients = [(p, p.grad) for p in model.parameters()]
         collected = _Moments(Layout.of(trained_weights(model.decoder)), rank)
         try:
             for step in _train_on(model, objective, make, steps, num_samples, clip_norm, seed):
@@ -108,6 +109,8 @@ class SWAGPosterior(VectorPosterior):
                     collected.add(trained_weights(model.decoder))
         finally:
             model.load_state_dict(before)
+            for p, gradient in gradients:
+                p.grad = gradient
         return cls(*collected.result(), next(iter(trained_weights(model.decoder).values())).dtype)
 
     def _vector(self, generator: torch.Generator) -> Tensor:

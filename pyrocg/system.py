@@ -20,7 +20,7 @@ from torch import nn
 from pyrocg.basins import Basins, find_basins
 from pyrocg.cgmodel import CoarseGrainedModel
 from pyrocg.conditions import seeded
-from pyrocg.config import Config, FitOptions, ModelOptions, ScheduleOptions, SystemOptions
+from pyrocg.config import Config
 from pyrocg.coordinates import (
     CartesianCoordinates,
     Coordinates,
@@ -31,8 +31,10 @@ from pyrocg.decoders import GaussianDecoder
 from pyrocg.encoders import GaussianEncoder
 from pyrocg.energies.abstract import Energy
 from pyrocg.energies.toy import DoubleWell
-from pyrocg.observables import Observable, double_well_observables, standard_observables
+from pyrocg.geometry import standard_observables
+from pyrocg.observables import Observable, double_well_observables
 from pyrocg.priors import StandardNormalPrior
+from pyrocg.sections import FitOptions, ModelOptions, ScheduleOptions, SystemOptions
 from pyrocg.target import BoltzmannTarget
 from pyrocg.tempering import (
     AdaptiveSchedule,
@@ -252,9 +254,8 @@ def _gaussian_model(options: ModelOptions, system: System) -> CoarseGrainedModel
     decoder = GaussianDecoder(
         circular, options.latent_dim, options.hidden, variance=options.variance
     )
-    activations = (torch.nn.SELU, *[torch.nn.Tanh] * (len(options.hidden) - 1))
     encoder = GaussianEncoder(
-        circular, options.latent_dim, options.hidden, activations, options.variance
+        circular, options.latent_dim, options.hidden, variance=options.variance
     )
     prior = StandardNormalPrior(options.latent_dim)
     return CoarseGrainedModel(system.target, system.coordinates, prior, decoder, encoder)
@@ -263,17 +264,21 @@ def _gaussian_model(options: ModelOptions, system: System) -> CoarseGrainedModel
 def _molecule(options: SystemOptions) -> Molecule:
     from pyrocg.molecules import ALANINE_DIPEPTIDE_FORCEFIELDS, Molecule, alanine_dipeptide, peptide
 
-    forcefield = options.forcefield
-    assert forcefield is not None
+    assert options.forcefield is not None
+    given, named = options.forcefield, ALANINE_DIPEPTIDE_FORCEFIELDS
+    if options.kind == "alanine-dipeptide" and len(given) == 1 and given[0] in named:
+        return alanine_dipeptide(given[0])
+    unknown = [f for f in given if f not in named and Path(f).suffix == "" and not Path(f).exists()]
+    if unknown:
+        raise ValueError(
+            "system.forcefield: expected force-field files of OpenMM, such as amber14-all.xml, "
+            f"paths to others, or one of {', '.join(named)}, got {unknown[0]!r}"
+        )
+    files = tuple(file for name in given for file in named.get(name, (name,)))
     if options.kind == "pdb":
         assert options.pdb is not None
-        return Molecule.from_pdb(options.pdb, forcefield)
-    if options.kind == "peptide":
-        assert options.peptide is not None
-        return peptide(options.peptide, forcefield)
-    if len(forcefield) == 1 and forcefield[0] in ALANINE_DIPEPTIDE_FORCEFIELDS:
-        return alanine_dipeptide(forcefield[0])
-    return peptide("A", forcefield)
+        return Molecule.from_pdb(options.pdb, files)
+    return peptide(options.peptide or "A", files)
 
 
 def _energy(molecule: Molecule, options: SystemOptions) -> Energy:
@@ -284,8 +289,15 @@ def _energy(molecule: Molecule, options: SystemOptions) -> Energy:
         energy.engine_reason = "asked for"
         return energy
     from pyrocg.energies.compiled import molecular_energy
+    from pyrocg.energies.terms import UnsupportedForceError
 
-    return molecular_energy(molecule, options.engine or "auto")
+    engine = options.engine or "auto"
+    try:
+        return molecular_energy(molecule, engine)
+    except UnsupportedForceError as error:
+        raise UnsupportedForceError(
+            f"system.engine: {engine} does not cover this molecule: {error}; use --engine auto"
+        ) from error
 
 
 def _double_well_reference(well: DoubleWell) -> KnownValues:

@@ -38,7 +38,7 @@ def prediction_table(summary: dict[str, Any], reference: KnownValues | None, sec
     lines = [
         *_scalars(summary, level, reference.log_z if reference else None, seconds),
         "",
-        f"{how:<24}{'mean':>10}   {level + ' interval':<24}reference",
+        f"{how:<24}{'mean':>10}   {level + ' interval':<24}{'reference' if known else ''}".rstrip(),
         *(_row(name, found, known.get(name)) for name, found in observables.items()),
         "",
         f"{'standard deviation from':<24}{'posterior':>12}{'Monte Carlo':>14}{'weights':>12}",

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
 from pyro.infer import ELBO
+from pyro.optim import PyroOptim
 from torch import nn
 
 from pyrocg.cgmodel import CoarseGrainedModel
@@ -89,6 +91,7 @@ def fit(
 
     Raises:
         ValueError: an argument is out of range, or other than in the checkpoint to resume from.
+        TypeError: ``optimizer`` does not give a torch optimiser.
         FileNotFoundError: the checkpoint's folder does not exist.
         FloatingPointError: 100 steps in a row gave no finite loss and gradient.
     """
@@ -115,7 +118,7 @@ def fit(
     if optimizer is None:
         opt: torch.optim.Optimizer = default_optimizer(parameters, learning_rate)
     else:
-        opt = optimizer(parameters)
+        opt = _built(optimizer, parameters)
     plan = Plan(
         steps=steps,
         num_samples=num_samples,
@@ -138,6 +141,20 @@ def fit(
     with seeded(seed, parameters):
         stopped = loop.train(progress)
     return state.result(stopped)
+
+
+def _built(optimizer: Any, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+    """The optimiser of the parameters; Pyro's own ones and finished ones of torch are refused."""
+    made = None
+    if callable(optimizer) and not isinstance(optimizer, PyroOptim):
+        made = optimizer(parameters)
+    if not isinstance(made, torch.optim.Optimizer):
+        raise TypeError(
+            "expected a function from parameters to a torch optimiser, such as "
+            f"`lambda p: torch.optim.Adam(p, lr=1e-3)`, got {type(optimizer).__name__}; "
+            "pyro.optim belongs to pyro.infer.SVI"
+        )
+    return made
 
 
 def _check_counts(**counts: int) -> None:

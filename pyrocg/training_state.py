@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from pyrocg.cgmodel import CoarseGrainedModel
 from pyrocg.checkpoint import load_state, put_state, save_state
+from pyrocg.conditions import gpus_of
 from pyrocg.losses import WeightPriorELBO
 from pyrocg.tempering import TemperingSchedule
 from pyrocg.tempering_faults import find_tempering_faults
@@ -136,7 +137,7 @@ class TrainingState:
             p.best_elbo, p.best_step, self.best_state = elbo, p.step, self._model_state()
 
     def save(self, path: Path) -> None:
-        """Write everything, with the state of the random numbers.
+        """Write everything, with the random numbers of the CPU and of the GPUs in use.
 
         Raises:
             OSError: the file cannot be written; what was there before is untouched.
@@ -149,7 +150,7 @@ class TrainingState:
             "counters": asdict(self.progress),
             "settings": self._settings(),
             "random": torch.get_rng_state(),
-            "cuda_random": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+            "cuda_random": [torch.cuda.get_rng_state(gpu) for gpu in self._gpus()],
         }
         save_state(path, state)
 
@@ -180,8 +181,8 @@ class TrainingState:
         self.rates.load_state_dict(state["rates"])
         self.progress = Progress(**state["counters"])
         torch.set_rng_state(state["random"])
-        if state["cuda_random"]:
-            torch.cuda.set_rng_state_all(state["cuda_random"])
+        for gpu, random in zip(self._gpus(), state["cuda_random"], strict=False):
+            torch.cuda.set_rng_state(random, gpu)
 
     def result(self, stopped: str) -> FitResult:
         """Collect what the user gets, and warn of what went wrong."""
@@ -209,6 +210,10 @@ class TrainingState:
             best_step=p.best_step,
             best_state=self.best_state,
         )
+
+    def _gpus(self) -> list[int]:
+        """The GPUs in use; a checkpoint leaves the generators of all others alone."""
+        return gpus_of(self.model.parameters())
 
     def _model_state(self) -> dict[str, Tensor]:
         return {name: value.clone() for name, value in self.model.state_dict().items()}

@@ -12,16 +12,10 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from pyrocg.cgmodel import (
-    CoarseGrainedModel,
-    Samples,
-    drawn_values,
-    log_generator,
-    shaped_like,
-    site_log_probs,
-)
+from pyrocg.cgmodel import CoarseGrainedModel, Samples
 from pyrocg.distributions import wrap
 from pyrocg.frames import Scales, draw_values
+from pyrocg.traces import drawn_values, log_generator, shaped_like, site_log_probs
 from pyrocg.weights import log_mean_exp
 
 __all__ = ["ExtendedSpace", "Particles", "resample"]

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from pyrocg.bootstrap import random_stream
 from pyrocg.checkpoint import save_state
 
 __all__ = ["Layout", "VectorPosterior", "WeightPosterior", "check_draws", "trained_weights"]
@@ -82,7 +83,7 @@ class VectorPosterior(WeightPosterior):
 
     def draw(self, n: int, seed: int) -> list[dict[str, Tensor]]:
         check_draws(n)
-        generator = torch.Generator().manual_seed(seed)
+        generator = random_stream(seed, 5)  # samples have the seed itself
         layout = Layout(self.names, self.shapes)
         return [layout.cut(self._vector(generator), self.dtype) for _ in range(n)]
 

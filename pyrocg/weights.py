@@ -1,4 +1,4 @@
-"""Importance weights: effective sample size, log Z and Pareto smoothing. Tensors in and out."""
+"""Importance weights: effective sample size, log Z and shares. Tensors in and out."""
 
 from __future__ import annotations
 
@@ -14,15 +14,10 @@ __all__ = [
     "log_mean_exp",
     "log_mean_exp_error",
     "stratified_summary",
-    "tail_mean_draws",
-    "tail_size",
     "training_shares",
 ]
 
 _LEAST_SHARE = 0.25  # of an equal share, so that a rare component gets samples in every batch
-_SHAPE_MEAN, _SHAPE_SPREAD = 0.3, 0.3  # normal prior of a tail's shape k
-_SHAPE_MAX = 0.9  # the mean of the tail is infinite from 1 on
-_GRID = 25  # points of shape and of scale
 
 
 def log_mean_exp(log_weights: Tensor) -> Tensor:
@@ -157,81 +152,6 @@ def stratified_summary(
         float(torch.logsumexp(log_z, 0)),
         float(1.0 / (p / fraction).sum()),
     )
-
-
-def tail_size(n: int) -> int:
-    r"""Return how many of n weights are their tail, :math:`\lceil\min(n/5, 3\sqrt n)\rceil`.
-
-    Source: Vehtari, Simpson, Gelman, Yao and Gabry (2024), "Pareto smoothed importance sampling".
-
-    Example:
-        >>> tail_size(50), tail_size(10_000)
-        (10, 300)
-    """
-    return math.ceil(min(n / 5, 3 * math.sqrt(n)))
-
-
-def tail_mean_draws(excess: Tensor, n_draws: int, generator: torch.Generator) -> Tensor:
-    r"""Draw the mean of a heavy tail from its posterior, given what samples exceed a threshold by.
-
-    .. math:: p(k, \sigma \mid x) \propto
-              \mathcal N(k; 0.3, 0.3^2)\, \sigma^{-1} \prod_i \frac1\sigma
-              \Big(1 + \frac{k x_i}{\sigma}\Big)^{-1/k - 1}, \quad k < 0.9,
-              \qquad E[x \mid k, \sigma] = \frac{\sigma}{1 - k}
-
-    the generalised Pareto distribution, on a grid. Few samples say little about k, so the mean may
-    be much larger than theirs, and hardly smaller.
-
-    Source: Pickands (1975), "Statistical inference using extreme order statistics", for the
-    distribution; the prior holds k-hat of usual importance weights.
-
-    Args:
-        excess: :math:`x_i > 0`, shape ``(m,)``, two or more that differ.
-        n_draws: number of draws.
-        generator: of the random numbers.
-
-    Returns:
-        Shape ``(n_draws,)``, float64.
-
-    Example:
-        >>> import torch
-        >>> x = torch.linspace(0.01, 0.99, 99).double()
-        >>> draws = tail_mean_draws(-(1 - x).log(), 2000, torch.Generator().manual_seed(0))
-        >>> round(draws.mean().item(), 1)
-        1.0
-    """
-    x = excess.double()
-    mean = x.mean()
-    shape, log_scale = (-0.99, _SHAPE_MAX), (-3.0, 1.5)  # of x / mean
-    for _ in range(2):  # the grid closes in on the posterior
-        p = _tail_posterior(x / mean, _points(shape)[:, None], _points(log_scale))
-        shape, log_scale = _narrowed(shape, p.sum(1)), _narrowed(log_scale, p.sum(0))
-    k, scale = _points(shape)[:, None], _points(log_scale)
-    p = _tail_posterior(x / mean, k, scale)
-    means = (mean * scale.exp() / (1 - k)).flatten()
-    return means[torch.multinomial(p.flatten(), n_draws, replacement=True, generator=generator)]
-
-
-def _tail_posterior(x: Tensor, k: Tensor, log_scale: Tensor) -> Tensor:
-    """Probability of each shape, (n, 1), and scale, (m,)."""
-    k = torch.where(k.abs() < 1e-6, 1e-6, k)
-    inside = 1 + (k / log_scale.exp())[..., None] * x
-    log_p = -len(x) * log_scale - (1 + 1 / k) * inside.clamp(min=0.0).log().sum(-1)
-    log_p = torch.where((inside > 0).all(-1), log_p, -torch.inf)
-    log_p = log_p - 0.5 * ((k - _SHAPE_MEAN) / _SHAPE_SPREAD).square()
-    return torch.softmax(log_p.flatten(), 0).reshape(log_p.shape)
-
-
-def _points(limits: tuple[float, float]) -> Tensor:
-    return torch.linspace(*limits, _GRID, dtype=torch.float64)
-
-
-def _narrowed(limits: tuple[float, float], p: Tensor) -> tuple[float, float]:
-    """Five standard deviations around the mean, and a bit for the spacing."""
-    points = _points(limits)
-    mean = p @ points
-    reach = 5 * (p @ (points - mean).square()).sqrt() + 1.5 * (points[1] - points[0])
-    return max(limits[0], float(mean - reach)), min(limits[1], float(mean + reach))
 
 
 def _without_infinite(log_weights: Tensor) -> Tensor:

@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pyrocg.backbones import Backbone, find_backbone
+from pyrocg.graphs import distances, neighbours
+
 if TYPE_CHECKING:  # importing OpenMM takes a second and only the type is needed
     from pyrocg.molecules import Molecule
 
 __all__ = [
-    "Backbone",
     "Row",
     "ZMatrix",
     "build_zmatrix",
     "choose_frame",
-    "find_backbone",
+    "handed_neighbour",
     "keeps_sign",
 ]
 
@@ -108,71 +110,6 @@ class ZMatrix:
         return aliases
 
 
-@dataclass(frozen=True)
-class Backbone:
-    """The peptide backbone: atoms that lead the torsions, N-CA-C triples and named torsions."""
-
-    atoms: frozenset[int]
-    residues: tuple[tuple[int, int, int], ...]
-    torsions: dict[str, tuple[int, int, int, int]]
-
-
-def neighbours(n_atoms: int, bonds: Iterable[tuple[int, int]]) -> list[list[int]]:
-    """Return the sorted neighbours of every atom."""
-    adjacent: list[set[int]] = [set() for _ in range(n_atoms)]
-    for i, j in bonds:
-        adjacent[i].add(j)
-        adjacent[j].add(i)
-    return [sorted(a) for a in adjacent]
-
-
-def find_backbone(molecule: Molecule) -> Backbone:
-    """Find the peptide backbone by atom names; empty for a molecule without one.
-
-    ``phi_k`` and ``psi_k`` belong to the k-th residue with N, CA and C (caps are not counted),
-    ``omega_k`` to the k-th peptide bond; a name that occurs once is also known without its number.
-    """
-    atoms = list(molecule.topology.atoms())
-    names = [a.name for a in atoms]
-    residue = [a.residue.index for a in atoms]
-    adjacent = neighbours(len(atoms), molecule.bonds)
-
-    def bonded(atom: int, allowed: Sequence[str], same: bool = True) -> int | None:
-        found = [
-            b
-            for b in adjacent[atom]
-            if names[b] in allowed and (residue[b] == residue[atom]) == same
-        ]
-        return found[0] if found else None
-
-    torsions: dict[str, tuple[int, int, int, int]] = {}
-    residues: list[tuple[int, int, int]] = []
-    peptide_bonds: list[tuple[int, int]] = []
-    for alpha in (i for i, name in enumerate(names) if name == "CA"):
-        amine, carbonyl = bonded(alpha, ["N"]), bonded(alpha, ["C"])
-        if amine is None or carbonyl is None:
-            continue
-        residues.append((amine, alpha, carbonyl))
-        k = len(residues)
-        before, after = bonded(amine, ["C"], same=False), bonded(carbonyl, ["N"], same=False)
-        if before is not None:
-            torsions[f"phi_{k}"] = (before, amine, alpha, carbonyl)
-            peptide_bonds.append((before, amine))
-        if after is not None:
-            torsions[f"psi_{k}"] = (amine, alpha, carbonyl, after)
-            peptide_bonds.append((carbonyl, after))
-    for k, (carbonyl, amine) in enumerate(dict.fromkeys(peptide_bonds), start=1):
-        left, right = bonded(carbonyl, ["CA", "CH3"]), bonded(amine, ["CA", "CH3", "C"])
-        if left is not None and right is not None:
-            torsions[f"omega_{k}"] = (left, carbonyl, amine, right)
-    for kind in ("phi", "psi", "omega"):
-        numbered = [name for name in torsions if name.startswith(f"{kind}_")]
-        if len(numbered) == 1:
-            torsions[kind] = torsions[numbered[0]]
-    members = {a for t in torsions.values() for a in t} | {a for r in residues for a in r}
-    return Backbone(frozenset(members), tuple(residues), torsions)
-
-
 def sine(positions: NDArray[np.float64], i: int, j: int, k: int) -> float:
     """Return the sine of the angle i-j-k, 0 for coincident atoms."""
     a, b = positions[i] - positions[j], positions[k] - positions[j]
@@ -185,6 +122,17 @@ def choose_frame(molecule: Molecule) -> tuple[int, int, int]:
 
     For a peptide these are N, CA, C of the central residue. Otherwise the middle atom is the most
     central one; the centre of a methyl is avoided, so that its three wells can be folded into one.
+
+    Args:
+        molecule: topology, bonds, symbols and reference positions.
+
+    Raises:
+        ValueError: there are no such three atoms.
+
+    Example:
+        >>> from pyrocg.molecules import alanine_dipeptide
+        >>> choose_frame(alanine_dipeptide())
+        (6, 8, 14)
     """
     residues = find_backbone(molecule).residues
     if residues:
@@ -196,7 +144,7 @@ def choose_frame(molecule: Molecule) -> tuple[int, int, int]:
     for middle, around in enumerate(adjacent):
         if len(around) < 2:
             continue
-        remoteness = sum(_distances(adjacent, middle))
+        remoteness = sum(distances(adjacent, middle).values())
         hydrogens = sum(not heavy[b] for b in around)
         size = {b: (heavy[b], len(adjacent[b])) for b in around}
         for i in around:
@@ -213,18 +161,6 @@ def choose_frame(molecule: Molecule) -> tuple[int, int, int]:
             "a linear molecule has no internal frame"
         )
     return best[1]
-
-
-def _distances(adjacent: Sequence[Sequence[int]], start: int) -> list[int]:
-    """Return the number of bonds from ``start`` to every atom."""
-    distance = {start: 0}
-    todo = [start]
-    for atom in todo:
-        for b in adjacent[atom]:
-            if b not in distance:
-                distance[b] = distance[atom] + 1
-                todo.append(b)
-    return list(distance.values())
 
 
 def _spanning_tree(
@@ -255,7 +191,9 @@ def _spanning_tree(
     return parent
 
 
-def build_zmatrix(molecule: Molecule, fold_rotors: bool = True) -> ZMatrix:
+def build_zmatrix(
+    molecule: Molecule, fold_rotors: bool = True, labelled: Container[int] = ()
+) -> ZMatrix:
     """Build the Z-matrix of a molecule (which is connected) of at least three atoms.
 
     Siblings (atoms bonded to the same parent, outside the way back to the frame) are ordered:
@@ -265,9 +203,16 @@ def build_zmatrix(molecule: Molecule, fold_rotors: bool = True) -> ZMatrix:
     Args:
         molecule: topology, bonds, symbols and reference positions.
         fold_rotors: give groups with three interchangeable hydrogens the rows of a rotor.
+        labelled: hydrogens that are not interchangeable with their siblings.
 
     Raises:
         ValueError: fewer than three atoms, or no frame because all are in line.
+
+    Example:
+        >>> from pyrocg.molecules import alanine_dipeptide
+        >>> zmatrix = build_zmatrix(alanine_dipeptide())
+        >>> len(zmatrix.torsions), len(zmatrix.rotors), len(zmatrix.phases)
+        (4, 3, 6)
     """
     symbols, n_atoms = molecule.symbols, len(molecule.symbols)
     if n_atoms < 3:
@@ -291,6 +236,7 @@ def build_zmatrix(molecule: Molecule, fold_rotors: bool = True) -> ZMatrix:
         others = [Row(a, p, g, reference, group[0]) for a in group[1:]]
         kinds = {symbols[a] for a in group}
         interchangeable = len(kinds) == 1 and kinds <= HYDROGEN
+        interchangeable = interchangeable and not any(a in labelled for a in group)
         if fold_rotors and len(group) == 3 and len(adjacent[p]) == 4 and interchangeable:
             if _turns_left(molecule.positions, first, others[0].atom):
                 others.reverse()
@@ -324,13 +270,22 @@ def keeps_sign(molecule: Molecule, row: Row) -> bool:
 
     That is so for a centre with four or more neighbours, and for the firm pyramids of the heavier
     elements; a planar centre and the nitrogen of an amine, which inverts, are free.
+
+    Args:
+        molecule: bonds and symbols.
+        row: of a further sibling.
     """
     count = sum(row.parent in bond for bond in molecule.bonds)
     return count > 3 or molecule.symbols[row.parent] in FIRM_PYRAMIDS
 
 
 def handed_neighbour(molecule: Molecule, frame: tuple[int, int, int]) -> int | None:
-    """Return the heaviest neighbour of the middle atom off the frame, if it can be chiral."""
+    """Return the heaviest neighbour of the middle atom off the frame, if that atom can be chiral.
+
+    Args:
+        molecule: bonds and symbols.
+        frame: three atoms; None is returned unless the middle one is bonded to both others.
+    """
     adjacent = neighbours(len(molecule.symbols), molecule.bonds)
     around = adjacent[frame[1]]
     if len(around) < 4 or not {frame[0], frame[2]} <= set(around):

@@ -14,31 +14,34 @@ PACKAGE = Path(pyrocg.__file__).parent
 
 LEVELS = [
     # 0: numbers and tensors
-    "units networks distributions tempering weights bootstrap arviz_compat averages peptides "
-    "optimization interruption tempering_faults",
+    "units networks distributions tempering weights tails bootstrap arviz_compat averages peptides "
+    "optimization interruption tempering_faults graphs",
     # 1: molecules and functions of positions
-    "molecules observables zmatrix analysis surfaces atoms structure",
+    "molecules observables geometry zmatrix analysis surfaces atoms structure "
+    "bonds backbones symmetries readers suitability",
     # 2: energies and coordinates
     "energies.abstract energies.bonded energies.born energies.cmap energies.compiled "
     "energies.contexts energies.conversion energies.custom energies.customforces "
     "energies.customgb energies.expressions energies.formulas energies.geometry energies.implicit "
     "energies.nonbonded energies.openmm energies.operations energies.program energies.quadrature "
     "energies.splines energies.terms energies.toy energies.copies energies.replicas "
-    "energies.custompairs coordinates intervals placement rotors",
+    "energies.custompairs coordinates intervals placement rotors bijections cartesian internal",
     # 3: the target, and distributions given latents or coordinates
-    "target basins priors encoders decoders weight_priors losses entropies",
+    "target basins priors encoders decoders weight_priors losses entropies couplings "
+    "coupling_decoder minima basin_search flow_prior traces",
     # 4: the model/guide pair
     "cgmodel objectives langevin",
     # 5: training
     "training checkpoint curvature laplace posterior swag weight_draws reference scoring "
     "simulation cautions ensemble estimates estimators conditions training_loop training_state "
-    "information bridges frames transitions",
+    "information bridges frames transitions steering evidence",
     # 6: prediction
-    "prediction comparison agreement annealing",
+    "prediction predictive comparison agreement annealing",
     # 7: around a run
-    "config option presets machine plotting runfolder run_prediction system tables pages arguments",
+    "config option presets sections machine plotting run runfolder run_prediction system tables "
+    "pages arguments",
     # 8: the command line
-    "cli __main__",
+    "cli console __main__",
 ]
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names.split()}
 FILES = {

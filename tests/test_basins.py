@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch.distributions import MultivariateNormal
 
-from pyrocg.basins import Basins, _fill, find_basins
+from pyrocg.basin_search import _fill
+from pyrocg.basins import Basins, find_basins
 from pyrocg.coordinates import IdentityCoordinates, InternalCoordinates
 from pyrocg.encoders import BasinPartition
 from pyrocg.energies.abstract import CappedEnergy, Energy

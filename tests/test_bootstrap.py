@@ -124,6 +124,9 @@ def test_small_strata_of_a_group_are_joined_until_they_are_large_enough():
     found = merged_strata(torch.zeros(143, dtype=torch.long), component)
     assert sorted(torch.bincount(found).tolist()) == [43, 100]
     assert len(merged_strata(torch.zeros(3, dtype=torch.long), torch.arange(3)).unique()) == 1
+    all_small = torch.arange(4).repeat_interleave(torch.tensor([100, 20, 20, 10]))
+    found = merged_strata(torch.zeros(150, dtype=torch.long), all_small)
+    assert sorted(torch.bincount(found).tolist()) == [50, 100]
     twice = merged_strata(torch.arange(2).repeat_interleave(143), component.repeat(2))
     assert sorted(torch.bincount(twice).tolist()) == [43, 43, 100, 100]
 
@@ -178,6 +181,49 @@ def test_intervals_of_many_tails_together_cover():
     assert np.mean(covered) >= 0.9
 
 
+def test_intervals_of_a_rare_component_cover_beside_others():
+    """Of 165 weights with k = 0.75; most samples miss the largest weights, and lie below."""
+    component = torch.arange(2).repeat_interleave(torch.tensor([165, 100]))
+    one, held, half = torch.zeros_like(component), [], []
+    rare = (component == 0).double()[:, None]
+    for seed in range(150):
+        w = torch.cat([heavy(165, 0.75, seed), heavy(100, 0.2, seed + 999)])
+        tails = heavy_tails(w, component, 200, seed)
+        draws = Bootstrap(w, one, 200, seed, component, tails).sums(rare).pooled()[1][:, 0] / 165
+        for found, level in ((held, 0.95), (half, 0.5)):
+            low, high = equal_tailed(draws, level).tolist()
+            found.append(low <= 4.0 <= high)
+    assert np.mean(held) >= 0.92
+    assert 0.4 <= np.mean(half) <= 0.6
+
+
+def test_the_mean_of_equal_weights_in_a_tail_is_known():
+    """Weights at the threshold are no part of the tail, whatever its size."""
+    w = torch.ones(200, dtype=torch.float64)
+    w[:10] = torch.linspace(1.5, 2.5, 10)
+    (tail,) = heavy_tails(w, torch.zeros(200, dtype=torch.long), 2000, seed=0)
+    assert sorted(tail.index.tolist()) == list(range(10))
+    light = tail.means.median().item()
+    assert light == pytest.approx(2.0, abs=0.25)
+
+
+def test_tails_together_are_moved_no_further_than_each_by_itself():
+    component = torch.arange(14).repeat_interleave(100)
+    generator = torch.Generator().manual_seed(0)
+    w = torch.randn(1400, dtype=torch.float64, generator=generator).exp()
+
+    def moved(chosen):
+        tails = heavy_tails(w[chosen], component[chosen], 500, seed=0)
+        own = w[chosen]
+        return torch.stack([len(t.index) * t.means.mean() - own[t.index].sum() for t in tails])
+
+    alone = torch.stack([moved(component == k)[0] for k in range(14)])
+    assert (alone > 0).sum() >= 12  # a generalised Pareto tail is heavier than a log-normal one
+    together = moved(torch.ones_like(component, dtype=torch.bool)).sum()
+    assert together.item() == pytest.approx(alone.norm().item(), rel=0.25)
+    assert together < 0.45 * alone.sum()
+
+
 def test_tails_have_their_drawn_means_in_every_draw(monkeypatch):
     monkeypatch.setattr("pyrocg.bootstrap._CHUNK", 3000)
     w, one = heavy(400, 0.4, 0), torch.zeros(400, dtype=torch.long)
@@ -206,8 +252,8 @@ def test_shares_multiply_the_weights_of_their_components():
     indicators = torch.nn.functional.one_hot(component)
     expected = shares * torch.bincount(component)
     torch.testing.assert_close(made.sums(indicators).pooled()[1], expected)
-    observed, drawn = corrected.sums(indicators).pooled()
-    torch.testing.assert_close(shares, drawn / observed)
+    _, drawn = corrected.sums(indicators).pooled()
+    torch.testing.assert_close(shares, drawn / drawn.mean(0))
     assert bool((Bootstrap(0 * w, one, 5, 0).relative_totals(component) == 1).all())
 
 

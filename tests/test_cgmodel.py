@@ -90,7 +90,10 @@ def models():
     mixture = CoarseGrainedModel.from_basins(
         target, IdentityCoordinates(2), latent_dim=1, hidden=(8,), n_couplings=2
     )
-    return {"basins": mixture} | {name: gaussian_model(prior()) for name, prior in PRIORS.items()}
+    return {"basins": mixture} | {
+        name: gaussian_model(prior(), circular_latent=name == "torus")
+        for name, prior in PRIORS.items()
+    }
 
 
 @pytest.fixture(scope="module", params=["basins", *PRIORS])
@@ -213,12 +216,29 @@ def test_encoder_draws_outside_of_the_prior_count_as_zero():
     cg = gaussian_model(TorusPrior(1))
     with torch.no_grad():
         cg.encoder.log_variance.layers[-1].bias.fill_(2.5)  # wider than the torus
-    plain, averaged = (cg.sample(40_000, encoder_draws=k).log_weights.double() for k in (0, 5))
+    plain = cg.sample(40_000).log_weights.double()
+    with pytest.warns(UserWarning, match=r"draws are outside of the prior's support, .* torus"):
+        averaged = cg.sample(40_000, encoder_draws=5).log_weights.double()
     assert not bool(averaged.isnan().any())
     assert log_mean_exp(averaged).item() == pytest.approx(
         log_mean_exp(plain).item(),
         abs=4 * (log_mean_exp_error(plain) + log_mean_exp_error(averaged)).item(),
     )
+
+
+def test_a_program_without_z_is_refused():
+    def unnamed():
+        return pyro.sample("latent", dist.Normal(torch.zeros(1), 1.0).to_event(1))
+
+    with pytest.raises(ValueError, match=r"a sample site 'z', got \['latent'\]"):
+        gaussian_model(unnamed).sample(5)
+
+
+def test_an_energy_without_temperature_is_refused():
+    circular = torch.zeros(2, dtype=torch.bool)
+    parts = StandardNormalPrior(1), GaussianDecoder(circular, 1), GaussianEncoder(circular, 1)
+    with pytest.raises(TypeError, match="expected a BoltzmannTarget, got DoubleWell; give"):
+        CoarseGrainedModel(DoubleWell(), IdentityCoordinates(2), *parts)
 
 
 def test_an_encoder_with_other_sites_than_the_prior_is_refused():

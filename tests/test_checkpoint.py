@@ -25,7 +25,8 @@ def test_full_disk_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
     save_state(path, STATE)
     before = path.read_bytes()
     monkeypatch.setattr(os, "fsync", full_disk)
-    with pytest.raises(OSError, match="No space left on device"):
+    message = r"expected to write .*state\.pt, got: No space left on device; make room"
+    with pytest.raises(OSError, match=message):
         save_state(path, {"new": 1})
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]

@@ -7,32 +7,22 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from tiny_runs import TINY, WELL
+from tiny_runs import TINY, WELL, only_line
 
+import pyrocg
 from pyrocg.checkpoint import load_state
-from pyrocg.cli import main
-from pyrocg.config import SECTIONS, options
+from pyrocg.cli import _engine, main
 from pyrocg.energies.toy import DoubleWell
 from pyrocg.observables import double_well_observables
 from pyrocg.runfolder import RunFolder, plain
+from pyrocg.sections import SECTIONS, options
 
-
-@pytest.fixture(autouse=True)
-def _same_threads():
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("cli") / "well"
-    assert main(["fit", *WELL, "--out", str(folder)]) == 0
-    return folder
+pytestmark = pytest.mark.usefixtures("same_threads")
 
 
 def started(*arguments: str) -> subprocess.Popen:
@@ -71,14 +61,6 @@ def assert_same(a, b, where: str = "") -> None:
         assert torch.equal(a, b), where
     else:
         assert a == b or (a != a and b != b), where
-
-
-def only_line(capsys) -> str:
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    lines = captured.err.strip().splitlines()
-    assert len(lines) == 1, captured.err
-    return lines[0]
 
 
 # The way through.
@@ -212,6 +194,17 @@ def test_the_engine_its_speed_and_its_reason_are_said_and_saved(tmp_path: Path, 
     assert history["engine"]["configurations_per_second"] > 0
     assert history["energy_calls"]["timing"] % 4 == 0
     assert history["energy_calls"]["timing"] >= 8
+
+
+def test_a_large_molecule_is_warned_of(capsys) -> None:
+    energy = SimpleNamespace(exact=SimpleNamespace(engine_reason="asked for"))
+    system = SimpleNamespace(molecule=SimpleNamespace(n_atoms=312), target=SimpleNamespace())
+    system.target.energy = energy
+    _engine(system, quiet=False)
+    assert "warning: 312 atoms; models of more than some tens" in capsys.readouterr().err
+    system.molecule.n_atoms = 22
+    _engine(system, quiet=False)
+    assert "warning" not in capsys.readouterr().err
 
 
 def test_what_is_not_finite_is_warned_of(tmp_path: Path, capsys, monkeypatch) -> None:
@@ -387,6 +380,10 @@ BAD_INPUT = {
     "force field": (["fit", "--peptide", "A", "--forcefield", "none.xml"], "none.xml"),
     "residue": (["fit", "--peptide", "AXA"], "X"),
     "no config": (["fit", "--config", "none.toml"], "none.toml"),
+    "name of a force field": (
+        ["fit", "alanine-dipeptide", "--forcefield", "amber96-obc2"],
+        "or one of amber96-obc, ff96-obc1, got 'amber96-obc2'",
+    ),
     "not applicable": (["fit", "double-well", "--temperature", "300"], "system.temperature"),
 }
 
@@ -415,7 +412,20 @@ def test_folder_with_a_run_is_refused(trained: Path, capsys) -> None:
 def test_folder_that_cannot_be_made(tmp_path: Path, capsys) -> None:
     (tmp_path / "file").write_text("")
     assert main(["fit", *WELL, "--out", str(tmp_path / "file" / "run")]) == 2
-    assert "file" in only_line(capsys)
+    line = only_line(capsys)
+    assert f"expected a folder that can be made, got {tmp_path / 'file' / 'run'}" in line
+    assert line.endswith("name another --out")
+
+
+def test_a_folder_that_another_process_trains_in(trained: Path, tmp_path: Path, capsys) -> None:
+    folder = RunFolder(tmp_path)
+    folder.config_file.write_bytes((trained / "config.toml").read_bytes())
+    with folder.claimed():
+        assert main(["resume", str(tmp_path), "--quiet"]) == 1
+    assert "expected no other process that trains in" in only_line(capsys)
+    (tmp_path / ".checkpoint.pt.half").write_bytes(b"of a process that was killed")
+    assert main(["resume", str(tmp_path), "--quiet"]) == 0
+    assert not list(tmp_path.glob(".*"))
 
 
 @pytest.mark.parametrize("command", ["resume", "predict", "plot"])
@@ -450,6 +460,32 @@ def test_bad_usage(capsys) -> None:
         assert len(capsys.readouterr().err.strip().splitlines()) == 1
 
 
+def test_a_word_that_is_no_option(capsys) -> None:
+    for arguments, message in {
+        ("fit", "double-well", "--out", "run", "--step", "5"): "--step; did you mean --steps?; see",
+        ("fit", "double-well", "--out", ""): "expected the name of a folder, got an empty one",
+        ("predict", "run", "more"): "expected options of pyrocg predict, got more; see pyrocg pre",
+    }.items():
+        with pytest.raises(SystemExit, match="2"):
+            main(arguments)
+        assert message in only_line(capsys)
+
+
+def test_the_version(capsys) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        main(["--version"])
+    assert capsys.readouterr().out == f"pyrocg {pyrocg.__version__}\n"
+
+
+def test_results_that_nobody_reads_are_no_error(trained: Path, capsys, monkeypatch) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    with monkeypatch.context() as patch, os.fdopen(write, "w") as closed:
+        patch.setattr(sys, "stdout", closed)
+        assert main(["predict", str(trained), "--json", "--quiet", "--num-samples", "50"]) == 1
+    assert "error" not in capsys.readouterr().err
+
+
 def test_full_disk(trained: Path, tmp_path: Path, capsys, monkeypatch) -> None:
     folder = tmp_path / "run"
     folder.mkdir()
@@ -461,7 +497,9 @@ def test_full_disk(trained: Path, tmp_path: Path, capsys, monkeypatch) -> None:
 
     monkeypatch.setattr("pyrocg.checkpoint.os.fsync", full)
     assert main(["resume", str(folder), "--quiet"]) == 1
-    assert "No space left on device" in only_line(capsys)
+    line = only_line(capsys)
+    assert f"expected to write {folder}/checkpoint.pt, got: No space left on device" in line
+    assert line.endswith(f"then continue by `pyrocg resume {folder}`")
     assert {path.name for path in folder.iterdir()} == {"config.toml", "basins.pt"}
 
 

@@ -173,6 +173,9 @@ def test_a_lost_mode_shows_in_the_forward_measures_alone():
     assert inside.left_out == pytest.approx(0.5, abs=0.02)
     assert inside.undersampled < 1e-3
     assert inside.eubo < found.eubo - 5.0
+    assert "of the model's samples are not inside" in inside.warnings[1]  # in the tail
+    whole = compare(model, exact_reference(well), inside=lambda x: x[:, 0] < 50, **QUIET)
+    assert whole.warnings == found.warnings[:1]
 
 
 # Averages and surfaces

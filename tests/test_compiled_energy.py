@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import pickle
+import platform
 import subprocess
 import sys
 from collections.abc import Callable
@@ -211,6 +212,38 @@ def test_memory_beyond_the_results_is_bounded(energy, monkeypatch):
     torch.testing.assert_close(force, expected_force, rtol=1e-12, atol=1e-9)
 
 
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
+def test_the_memory_of_a_chunk_is_kept_for_the_next():
+    """Pages that fault in ten chunks of 32 MB, after ten."""
+    code = """
+import resource, torch
+from pyrocg.energies.program import _ask_to_keep
+def chunk():
+    [torch.zeros(1_000_000) for _ in range(8)]
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(10):
+        chunk()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+_ask_to_keep()
+faults()
+print(faults())
+"""
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+    assert int(done.stdout) < 1000  # 16 000 otherwise
+
+
+def test_nothing_waits_for_a_device_and_nothing_is_left_on_another():
+    """On the device without numbers, where asking for one is an error, as is another device."""
+    energy = CompiledEnergy(MOLECULE, compile=False)
+    energy(structures(2))
+    x = torch.empty(40, MOLECULE.n_atoms, 3, device="meta", requires_grad=True)
+    for _ in range(2):
+        energies = energy(x)
+        (gradient,) = torch.autograd.grad(energies.sum(), x)
+        assert energies.device == gradient.device == x.device
+
+
 def test_chunks_are_whole_vectors_and_shrink_with_the_molecule():
     cpu = torch.device("cpu")
     sizes = [program.chunk_size(n, torch.float32, cpu) for n in (2, 22, 166, 2000)]
@@ -303,6 +336,32 @@ def test_a_disagreement_with_openmm_is_refused(monkeypatch):
     monkeypatch.setattr(compiled, "terms_of", wrong)
     with pytest.raises(RuntimeError, match="agree with OpenMM's Reference"):
         CompiledEnergy(MOLECULE)
+
+
+def restraint() -> openmm.Force:
+    """Flat at its bottom, where OpenMM's force is NaN: the distance has no derivative at 0."""
+    force = openmm.CustomExternalForce("100*max(0,r-0.02)^2; r=sqrt((x-x0)^2+(y-y0)^2+(z-z0)^2)")
+    for name in ("x0", "y0", "z0"):
+        force.addPerParticleParameter(name)
+    force.addParticle(3, list(MOLECULE.positions[3]))
+    return force
+
+
+def test_a_force_without_a_value_at_the_structure_is_compiled():
+    energy = CompiledEnergy(with_force(restraint()), compile=False)
+    x = structures(5, 0.05)
+    expected = OpenMMEnergy(with_force(restraint()), platform="Reference", workers=1)
+    for a, b in zip(energy_and_force(energy, x), energy_and_force(expected, x), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-6)
+
+
+def test_a_nan_force_of_ours_alone_is_an_error():
+    forces = np.zeros((2, 1, 3))
+    energies, mine = np.zeros(2), forces.copy()
+    mine[1, 0, 0] = np.nan
+    assert compiled._largest_error((energies, forces), (energies, forces)) == 0.0
+    assert np.isnan(compiled._largest_error((energies, mine), (energies, forces)))
+    assert compiled._largest_error((energies, forces), (energies, mine)) == 0.0
 
 
 def test_the_engine_is_chosen_and_says_why():

@@ -3,7 +3,7 @@ import torch
 from toy_models import solved_model
 
 from pyrocg.cgmodel import CoarseGrainedModel
-from pyrocg.conditions import at_target, seeded
+from pyrocg.conditions import at_target, gpus_of, seeded
 from pyrocg.coordinates import IdentityCoordinates
 from pyrocg.energies.toy import DoubleWell
 from pyrocg.target import BoltzmannTarget
@@ -44,6 +44,12 @@ def test_the_generator_of_the_gpu_is_seeded_and_left_alone():
     assert torch.equal(torch.cuda.get_rng_state(), before)
     with seeded(5, [tensor]):
         assert torch.equal(first, torch.rand(3, device="cuda"))
+
+
+def test_the_gpus_that_hold_something():
+    assert gpus_of([torch.zeros(2), torch.zeros(3)]) == []
+    if torch.cuda.is_available():
+        assert gpus_of([torch.zeros(2), torch.zeros(2, device="cuda:0")]) == [0]
 
 
 def test_a_model_is_at_t_1_in_the_shares_asked_for():

@@ -2,8 +2,9 @@ import tomllib
 
 import pytest
 
-from pyrocg.config import SECTIONS, SYSTEMS, options, read_toml, resolve, to_toml
+from pyrocg.config import read_toml, resolve, to_toml
 from pyrocg.option import parse
+from pyrocg.sections import SECTIONS, SYSTEMS, options
 from pyrocg.system import build_model, build_schedule, build_system
 
 WELL = {"system": {"kind": "double-well"}}

@@ -99,14 +99,14 @@ def test_coordinates(kind, name):
     agree(back, coordinates.inverse(x.cuda()), atol=1e-8, rtol=0)
 
 
-def gaussian(prior, latent_dim):
+def gaussian(prior, latent_dim, circular_latent=False):
     coordinates = IdentityCoordinates(2)
     return CoarseGrainedModel(
         BoltzmannTarget(DoubleWell(), beta=1.0),
         coordinates,
         prior,
-        GaussianDecoder(coordinates.circular, latent_dim, (8,)),
-        GaussianEncoder(coordinates.circular, latent_dim, (8,), (torch.nn.Tanh,)),
+        GaussianDecoder(coordinates.circular, latent_dim, (8,), circular_latent=circular_latent),
+        GaussianEncoder(coordinates.circular, latent_dim, (8,), circular_latent=circular_latent),
     )
 
 
@@ -115,7 +115,7 @@ MODELS = {
         BoltzmannTarget(DoubleWell(), beta=1.0), IdentityCoordinates(2), latent_dim=1, hidden=(8,)
     ),
     "normal": lambda: gaussian(StandardNormalPrior(2), 2),
-    "torus": lambda: gaussian(TorusPrior(1), 1),
+    "torus": lambda: gaussian(TorusPrior(1), 1, circular_latent=True),
     "mixture": lambda: gaussian(GaussianMixturePrior(1, 3), 1),
     "flow": lambda: gaussian(FlowPrior(2, 2, (8,)), 2),
     "distribution": lambda: gaussian(StandardNormalPrior(2)(), 2),

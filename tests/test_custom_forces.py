@@ -172,6 +172,7 @@ OF_DISTANCE = [
     *("step(r-r0)*(r-r0)^2", "step(r0-0.13)/r", "delta(r)*r+r", "floor(20*r)*r", "ceil(20*r)*r"),
     *("min(r,r0)", "min(0.15,r)*k", "min(k,3)*r", "max(r*r,0.2*r)", "max(r,0.15)"),
     *("select(step(r-r0),r^2,3*r)", "select(floor(5*r),0.1,0.7)", "select(k-3,r,r^2)"),
+    *("select(0,k,r)*r", "sqrt(select(1,4,r))+select(0,r,r0)", "log(max(2,select(g,3,r)))*r"),
     *("select(floor(5*r),0.1*r,0.7)", "select(1,r,k)", "select(step(r-r0),log(r-r0),r)"),
     *("r^-6-r^-3", "r^0.5+r^1.7", "k^r", "r^r", "r^k", "(r-0.2)^3", "r^0+r^1", "-r^2^-1"),
     *("r^12/(r^6+1)", "r^99", "5", "k", "g*r^2", "a*r; a=b*b; b=c+k; c=r"),
@@ -366,6 +367,25 @@ def test_overlapping_atoms_are_infinite_or_finite_as_in_openmm():
     assert torch.isfinite(gradient[::2]).all()
 
 
+def test_a_quotient_by_zero_is_infinite():
+    energy, gradient = potential_of(bond("r/(k-k)")).energy_and_gradient(
+        torch.tensor(structures(0.02, 3))
+    )
+    assert (energy == math.inf).all()
+    assert not torch.isfinite(gradient[:, :2]).any()
+
+
+def test_an_order_that_matters_only_far_away_is_that_of_openmm():
+    """Beyond the distances at which the order of pairs is asked for."""
+    force = pairs("select(step(r-2.5),q1+2*sigma2,q1*q2)*r")
+    for scale in (1.0, 20.0):
+        x = scale * structures(0.02, 3)
+        energies, forces = reference(copy.deepcopy(force), x)
+        energy, gradient = potential_of(copy.deepcopy(force)).energy_and_gradient(torch.tensor(x))
+        np.testing.assert_allclose(energy, energies, rtol=1e-12)
+        np.testing.assert_allclose(-gradient, forces, atol=1e-10)
+
+
 def test_outside_of_a_discrete_table_there_is_no_energy():
     table = openmm.Discrete1DFunction([1.0, 2.0])
     force = compound(2, "f(10*distance(p1,p2))", f=table)
@@ -411,6 +431,21 @@ def off_the_table() -> openmm.Force:
     return pairs("f(type1+type2)*r", ("type",), f=openmm.Discrete1DFunction([1.0, 2.0]))
 
 
+def two_meanings(name: str) -> openmm.Force:
+    force = openmm.CustomCompoundBondForce(2, "distance(p1,p2)+x1+r")
+    force.addPerBondParameter(name)
+    force.addGlobalParameter("r", 1.0)
+    force.addBond([0, 1], [2.0])
+    return force
+
+
+def two_meanings_of_a_global_parameter() -> openmm.Force:
+    force = openmm.CustomBondForce("r^2")
+    force.addGlobalParameter("r", 1.0)
+    force.addBond(0, 1)
+    return force
+
+
 def wrong_computed_value() -> openmm.Force:
     force = pairs("a1*a2*r")
     force.addComputedValue("a", "missing")
@@ -426,6 +461,8 @@ def wrong_computed_value() -> openmm.Force:
         (partial(pairs, "q1*r+q2*r^2"), "CustomNonbondedForce .force 1.: .*depends on the order"),
         (wrong_computed_value, "CustomNonbondedForce .force 1.: .*got 'missing'"),
         (off_the_table, "CustomNonbondedForce .force 1.: an index .* is outside of its table"),
+        (partial(two_meanings, "x1"), "CustomCompoundBondForce .force 1.: 'x1' is a parameter and"),
+        (two_meanings_of_a_global_parameter, "CustomBondForce .force 1.: 'r' is a parameter and"),
         (unknown_particle, "CustomCompoundBondForce .force 1.: distance is not of 2 of the"),
         (partial(compound, 2, "pointdistance(x1,y1)"), "pointdistance has not 6 arguments"),
         (periodic_distance, "CustomExternalForce .force 1.: it uses periodic boundary"),

@@ -7,7 +7,7 @@ import torch
 from pyro import poutine
 from torch import nn
 
-from pyrocg.decoders import AffineCoupling, CouplingDecoder, GaussianDecoder
+from pyrocg.decoders import CouplingDecoder, GaussianDecoder
 from pyrocg.distributions import moebius
 from pyrocg.networks import ConstantOutput
 
@@ -221,41 +221,6 @@ def test_coupling_decoder_wants_components_exactly_if_it_has_some():
         CouplingDecoder(CIRCULAR, 2, 3)(z)
     with pytest.raises(ValueError, match="expected no components"):
         CouplingDecoder(CIRCULAR, 2, 0)(z, torch.zeros(3, dtype=torch.long))
-
-
-@pytest.mark.parametrize("n", [1, 2, 5])
-def test_affine_coupling_inverts_and_knows_its_jacobian(n):
-    order = torch.randperm(n, generator=torch.Generator().manual_seed(n))
-    coupling = roughened(AffineCoupling(order, 3, (8,)))
-    x, condition = torch.randn(n, dtype=F64), torch.randn(3, dtype=F64)
-    y, log_abs_det = coupling(x, condition)
-    back, log_abs_det_back = coupling.inverse(y, condition)
-    torch.testing.assert_close(back, x)
-    torch.testing.assert_close(log_abs_det_back, log_abs_det)
-    jacobian = torch.autograd.functional.jacobian(lambda v: coupling(v, condition)[0], x)
-    torch.testing.assert_close(torch.linalg.slogdet(jacobian).logabsdet, log_abs_det)
-
-
-def test_two_couplings_change_every_coordinate():
-    decoder = coupling_decoder(circular=torch.zeros(5, dtype=torch.bool), latent_dim=1)
-    first, second, *_ = decoder.couplings
-    x, condition = torch.randn(5, dtype=F64), torch.zeros(4, dtype=F64)
-    y, _ = second(first(x, condition)[0], condition)
-    assert bool((y != x).all())
-
-
-def test_an_affine_coupling_leaves_the_first_half_of_its_order_alone():
-    coupling = roughened(AffineCoupling(torch.tensor([3, 1, 0, 2, 4]), 1, (8,)))
-    x = torch.randn(5, dtype=F64)
-    y, _ = coupling(x, torch.zeros(1, dtype=F64))
-    assert (y == x).tolist() == [False, True, False, True, False]
-
-
-def test_pairs_of_couplings_halve_the_coordinates_in_different_ways():
-    couplings = CouplingDecoder(torch.zeros(12, dtype=torch.bool), 1).couplings
-    halves = [set(c.order[: c.n_a].tolist()) for c in couplings]
-    assert len({frozenset(half) for half in halves}) == len(halves) == 6
-    assert all(a.isdisjoint(b) for a, b in zip(halves[::2], halves[1::2], strict=True))
 
 
 def test_z_reaches_real_coordinates_through_the_torsions_only():

@@ -241,6 +241,13 @@ def test_mixed_normal_of_one_kind_only(mask):
     assert torch.isfinite(d.log_prob(d.rsample((3,)))).all()
 
 
+def test_mixed_normal_refuses_a_scale_that_is_no_density_on_the_circle():
+    circular = torch.tensor([False, True])
+    MixedNormal(torch.zeros(2), torch.tensor([9.0, 4.0]), circular)
+    with pytest.raises(ValueError, match="at most 4 rad where coordinates are circular, got 5"):
+        MixedNormal(torch.zeros(2), torch.tensor([1.0, 5.0]), circular)
+
+
 def test_mixed_normal_expands_in_a_plate_with_validation():
     def program():
         with pyro.plate("samples", 4):

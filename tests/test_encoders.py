@@ -5,8 +5,15 @@ import torch
 from pyro import poutine
 from torch import nn
 
+from pyrocg.cgmodel import CoarseGrainedModel
+from pyrocg.coordinates import IdentityCoordinates
+from pyrocg.decoders import GaussianDecoder
 from pyrocg.encoders import BasinPartition, GaussianEncoder, MixtureEncoder, PartitionEncoder
+from pyrocg.energies.toy import Harmonic
 from pyrocg.networks import ConstantOutput
+from pyrocg.priors import TorusPrior
+from pyrocg.target import BoltzmannTarget
+from pyrocg.weights import log_mean_exp
 
 F64 = torch.float64
 CIRCULAR = torch.tensor([False, True, False])
@@ -35,6 +42,46 @@ def test_density_integrates_to_one_over_z(name):
     density = encoders()[name](u).log_prob(z).exp()
     assert density.shape == (40_001, 4)
     assert (density.sum(0) * 80 / 40_000).tolist() == pytest.approx([1.0] * 4, abs=1e-6)
+
+
+def on_the_torus():
+    return {
+        "gaussian": roughened(GaussianEncoder(CIRCULAR, 1, circular_latent=True)),
+        "mixture": roughened(MixtureEncoder(CIRCULAR, 1, 3, (8,), circular_latent=True)),
+        "wide": roughened(
+            GaussianEncoder(CIRCULAR, 1, initial_log_variance=9.0, circular_latent=True)
+        ),
+    }
+
+
+@pytest.mark.parametrize("name", on_the_torus())
+def test_density_on_a_torus_integrates_to_one_and_is_periodic(name):
+    u = torch.randn(4, 3, dtype=F64)
+    z = torch.linspace(-math.pi, math.pi, 2001, dtype=F64)[:-1, None, None]
+    r = on_the_torus()[name](u)
+    density = r.log_prob(z).exp()
+    assert (density.mean(0) * 2 * math.pi).tolist() == pytest.approx([1.0] * 4, abs=1e-6)
+    torch.testing.assert_close(r.log_prob(z + 2 * math.pi), r.log_prob(z))
+    assert r.sample((1000,)).abs().max() <= math.pi
+
+
+@pytest.mark.parametrize("circular_latent", [True, False])
+def test_weights_on_a_torus_have_the_mean_z_with_a_density_on_the_torus(circular_latent):
+    """The decoder is exact and knows no z, so that weights are those of z alone."""
+    torch.manual_seed(0)
+    energy, real = Harmonic(1), torch.zeros(1, dtype=torch.bool)
+    encoder = GaussianEncoder(real, 1, initial_log_variance=2.0, circular_latent=circular_latent)
+    decoder = GaussianDecoder(real, 1, variance="constant", initial_log_variance=0.0)
+    with torch.no_grad():
+        for module in (decoder.mean, encoder.mean):
+            module.layers[-1].weight.zero_()
+            module.layers[-1].bias.zero_()
+    target, coordinates = BoltzmannTarget(energy, beta=1.0), IdentityCoordinates(1)
+    cg = CoarseGrainedModel(target, coordinates, TorusPrior(1), decoder, encoder)
+    log_w = cg.sample(20_000).log_weights.double()
+    inside = 0.0 if circular_latent else math.log(math.erf(math.pi / math.sqrt(2 * math.exp(2.0))))
+    expected = energy.log_z() + inside
+    assert log_mean_exp(log_w).item() == pytest.approx(expected, abs=0.02)
 
 
 @pytest.mark.parametrize("name", encoders())
@@ -200,3 +247,10 @@ def test_paper_encoder_of_alanine_dipeptide():
 def test_paper_encoder_of_another_system_is_refused():
     with pytest.raises(ValueError, match='expected "double-well" or "alanine-dipeptide"'):
         GaussianEncoder.paper(CIRCULAR, 1, "pdb")
+
+
+@pytest.mark.parametrize("hidden", [(), (8,), (8, 8, 8, 8)])
+def test_layers_of_any_number_have_activations(hidden):
+    layers = GaussianEncoder(CIRCULAR, 1, hidden).mean.layers
+    kinds = [type(layer) for layer in layers if not isinstance(layer, nn.Linear)]
+    assert kinds == [nn.SELU, *[nn.Tanh] * 3][: len(hidden)]

@@ -15,7 +15,7 @@ from pyrocg.decoders import GaussianDecoder
 from pyrocg.encoders import GaussianEncoder
 from pyrocg.energies.toy import GaussianMixture, Harmonic
 from pyrocg.observables import coordinate, population_above
-from pyrocg.prediction import predict
+from pyrocg.predictive import predict
 from pyrocg.priors import StandardNormalPrior
 from pyrocg.target import BoltzmannTarget
 

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from pyrocg.energies.toy import DoubleWell, Harmonic
+from pyrocg.geometry import phi
 from pyrocg.langevin import (
     Baoab,
     Replicas,
@@ -14,7 +15,6 @@ from pyrocg.langevin import (
     temperature_ladder,
 )
 from pyrocg.molecules import alanine_dipeptide
-from pyrocg.observables import phi
 
 PHI = (4, 6, 8, 14)
 

@@ -129,6 +129,8 @@ def test_free_energy_profile_has_a_band_and_leaves_empty_bins_out() -> None:
     corners = ax.collections[0].get_paths()[0].vertices
     assert {(-45.0, 0.0), (-45.0, 4.0), (45.0, 1.0), (45.0, 5.0)} <= set(map(tuple, corners))
     assert ax.get_ylim()[1] == pytest.approx(1.15 * 2)
+    plotting.free_energy_profile(surface((4,)), ax, label="φ (°)", highest=1.5)
+    assert ax.get_ylim()[1] == pytest.approx(1.15 * 1.5)
 
 
 def test_free_energy_map_of_energy_and_of_its_error() -> None:

@@ -6,33 +6,24 @@ import mdtraj
 import numpy as np
 import pytest
 import torch
-from toy_models import gaussian_model, solved_model
+from toy_models import gaussian_model, shifted_model, solved_model
 
 from pyrocg.arviz_compat import _arviz
-from pyrocg.basins import find_basins
 from pyrocg.cgmodel import CoarseGrainedModel
-from pyrocg.coordinates import CartesianCoordinates, IdentityCoordinates
+from pyrocg.coordinates import CartesianCoordinates
 from pyrocg.decoders import GaussianDecoder
 from pyrocg.encoders import GaussianEncoder
 from pyrocg.energies.compiled import CompiledEnergy
-from pyrocg.energies.toy import DoubleWell, GaussianMixture, Harmonic
+from pyrocg.energies.toy import Harmonic
 from pyrocg.molecules import alanine_dipeptide
-from pyrocg.observables import Observable, coordinate, population_above
-from pyrocg.prediction import Prediction, predict
+from pyrocg.observables import Observable, coordinate
+from pyrocg.prediction import Prediction
+from pyrocg.predictive import predict
 from pyrocg.priors import StandardNormalPrior
 from pyrocg.target import BoltzmannTarget
 
 QUIET = {"progress": False}
 X = (coordinate(0), coordinate(1))
-
-
-def mixture_model(energy):
-    target, coordinates = BoltzmannTarget(energy, beta=1.0), IdentityCoordinates(2)
-    basins = find_basins(target, coordinates, starts=16, steps=100)
-    torch.manual_seed(0)
-    return CoarseGrainedModel.from_basins(
-        target, coordinates, basins, latent_dim=1, hidden=(8,), n_couplings=2
-    )
 
 
 @pytest.fixture(scope="module")
@@ -98,145 +89,12 @@ def test_two_dimensional_histogram(solved):
 # Weights
 
 
-def shifted_model():
-    """A generator of N(0, C) for a target with another mean and narrower density."""
-    cg = solved_model()
-    other = Harmonic(2, 2.0, [0.3, 0.0])
-    return CoarseGrainedModel(
-        BoltzmannTarget(other, beta=1.0), cg.coordinates, cg.prior, cg.decoder, cg.encoder
-    ).double()
-
-
-def test_weights_correct_the_generator():
-    prediction = predict(shifted_model(), X, 20_000, n_draws=200, **QUIET)
-    assert inside(prediction.estimate("x1"), 0.3)
-    assert inside(prediction.estimate("x1", corrected=False), 0.0)
-    assert prediction.log_z == pytest.approx(math.log(math.pi), abs=0.02)
-    assert prediction.log_z_interval[0] < math.log(math.pi) < prediction.log_z_interval[1]
-    assert prediction.elbo < prediction.log_z
-    assert prediction.weights().mean().item() == pytest.approx(1.0)
-    assert 0.2 < prediction.ess < 0.9
-    assert -1 < prediction.pareto_k < 0.7
-
-
-def test_95_percent_intervals_cover_in_95_percent_of_200_seeds():
-    cg, found = shifted_model(), []
-    for seed in range(200):
-        prediction = predict(cg, X[:1], 500, n_draws=200, seed=seed, batch=500, **QUIET)
-        low, high = prediction.log_z_interval
-        found.append([inside(prediction.estimate("x1"), 0.3), low < math.log(math.pi) < high])
-    mean, log_z = np.mean(found, axis=0)
-    assert 0.91 <= mean <= 0.985
-    assert 0.91 <= log_z <= 0.985
-
-
-def test_predict_is_reproducible_and_leaves_no_trace():
-    cg = mixture_model(DoubleWell())
-    cg.prior.set_shares(torch.tensor([0.99, 0.01]))
-    cg.temper = 0.5
-    before = {name: value.clone() for name, value in cg.state_dict().items()}
-    state, calls = torch.get_rng_state(), cg.target.energy.calls
-    first = predict(cg, X, 1001, batch=300, n_draws=50, seed=7, **QUIET)
-    second = predict(cg, X, 1001, batch=300, n_draws=50, seed=7, **QUIET)
-    assert torch.equal(torch.get_rng_state(), state)
-    assert all(torch.equal(value, before[name]) for name, value in cg.state_dict().items())
-    assert torch.equal(first.log_weights, second.log_weights)
-    assert first.summary() == second.summary()
-    assert first.positions.shape == (1001, 2)
-    assert first.energy_calls == second.energy_calls == 1001
-    assert cg.target.energy.calls == calls + 2002
-
-
-def test_defensive_shares_change_precision_not_averages():
-    """A component of 0.2 % gets at least 2.5 % of the samples; plain averages know."""
-    energy = GaussianMixture([[-6.0, 0.0], [6.0, 0.0]], 1.0, [0.998, 0.002])
-    cg = mixture_model(energy)
-    cg.prior.set_shares(torch.tensor([0.998, 0.002]))
-    right = population_above(0.0)
-    prediction = predict(cg, (right,), 20_000, n_draws=200, **QUIET)
-    assert prediction.values["population_right"].mean() == pytest.approx(0.95 * 0.002 + 0.025, 1e-2)
-    for corrected in (True, False):
-        estimate = prediction.estimate("population_right", corrected)
-        assert estimate.mean == pytest.approx(0.002, rel=0.05)
-    assert prediction.log_z == pytest.approx(0.0, abs=0.01)
-    assert prediction.elbo <= prediction.log_z + 1e-3
-    assert prediction.elbo == pytest.approx(0.0, abs=0.05)
-
-
-def separated():
-    """Two Gaussians far apart and what a trained model of them gives: shares 0.9 and 0.1."""
-    cg = mixture_model(GaussianMixture([[-6.0, 0.0], [6.0, 0.0]], 1.0, [0.9, 0.1]))
-    cg.prior.set_shares(torch.tensor([0.9, 0.1]))
-    return cg
-
-
-def test_intervals_are_within_components():
-    """The numbers of samples of the components are fixed: only the weights within them are noise.
-
-    Taking the component as random would make the population wide by 4 sqrt(0.09/1000).
-    """
-    cg, right, found = separated(), population_above(0.0), []
-    for seed in range(25):
-        prediction = predict(cg, (right, X[0]), 1000, n_draws=100, seed=seed, **QUIET)
-        plain = prediction.estimate("population_right", corrected=False)
-        both = (prediction.estimate("population_right"), prediction.estimate("x1"))
-        low, high = prediction.log_z_interval
-        held = [*(inside(e, t) for e, t in zip(both, (0.1, -4.8), strict=True)), low < 0 < high]
-        found.append([*held, inside(plain, 0.1), np.diff(both[0].interval)[0]])
-    population, mean, log_z, plain, width = np.mean(found, axis=0)
-    assert min(population, mean, log_z) >= 0.88
-    assert plain >= 0.88
-    assert width < 0.5 * 4 * math.sqrt(0.09 / 1000)
-
-
-def test_plain_shares_are_as_uncertain_as_the_weights_leave_them():
-    prediction = predict(separated(), (population_above(0.0),), 4000, n_draws=300, **QUIET)
-    (corrected, plain) = (
-        prediction.estimate("population_right", which).standard_deviation for which in (True, False)
-    )
-    assert plain == pytest.approx(corrected, rel=0.1)
-
-
 def test_warnings_tell_when_not_to_trust():
     torch.manual_seed(0)
     prediction = predict(gaussian_model(), X, 300, n_draws=20, **QUIET)
     assert prediction.pareto_k > 0.7
     assert [w.code for w in prediction.warnings[:2]] == ["pareto_k", "few_effective_samples"]
     assert "cannot be trusted" in str(prediction.warnings[0])
-
-
-class Holed(Harmonic):
-    """Infinite at x1 > 1.5, not a number at x1 < -2."""
-
-    def _energy(self, x):
-        energy = super()._energy(x)
-        energy = torch.where(x[:, 0] > 1.5, torch.inf, energy)
-        return torch.where(x[:, 0] < -2.0, torch.nan, energy)
-
-
-def test_samples_without_energy_weigh_nothing():
-    torch.manual_seed(0)
-    cg = gaussian_model(energy=Holed(2))
-    prediction = predict(cg, X, 2000, n_draws=50, **QUIET)
-    x1 = prediction.values["x1"]
-    lost = (x1 > 1.5) | (x1 < -2.0)
-    assert prediction.nonfinite == lost.sum() > 0
-    assert prediction.weights()[torch.from_numpy(lost)].max() == 0
-    (said,) = [w.text for w in prediction.warnings if w.code == "nonfinite"]
-    assert said.startswith(f"{lost.sum()} of 2000 samples (")
-    assert prediction.elbo <= prediction.log_z
-    assert prediction.log_z == pytest.approx(math.log(prediction.log_weights.exp().mean()))
-    assert math.isfinite(prediction.estimate("x1").mean)
-
-
-class Nowhere(Harmonic):
-    def _energy(self, x):
-        return super()._energy(x) / 0.0
-
-
-def test_no_finite_energy_at_all_is_an_error():
-    with pytest.raises(ValueError, match="expected samples with finite energies, got none of 50"):
-        predict(gaussian_model(energy=Nowhere(2)), X, 50, **QUIET)
 
 
 # Angles
@@ -271,21 +129,6 @@ def angles(values, circular=True):
     )
 
 
-def test_encoder_draws_raise_the_ess_and_leave_the_elbo():
-    """An encoder of twice the exact variance."""
-    cg = solved_model()
-    cg.encoder.log_variance.value.data.fill_(1.0)
-    joint, averaged = (
-        predict(cg, num_samples=4000, encoder_draws=draws, progress=False) for draws in (0, 30)
-    )
-    assert joint.ess < 0.9
-    assert averaged.ess > 0.97
-    assert averaged.elbo == pytest.approx(joint.elbo, abs=0.03)
-    assert averaged.log_z == pytest.approx(cg.target.energy.log_z(), abs=0.01)
-    with pytest.raises(ValueError, match="encoder_draws"):
-        predict(cg, num_samples=10, encoder_draws=-1)
-
-
 def test_mean_of_angles_is_circular():
     around = math.pi + 0.3 * np.random.default_rng(0).normal(size=4000)
     wrapped = (around + math.pi) % (2 * math.pi) - math.pi
@@ -293,6 +136,13 @@ def test_mean_of_angles_is_circular():
     assert math.cos(estimate.mean - around.mean()) == pytest.approx(1.0, abs=1e-4)
     assert estimate.interval[0] < estimate.mean < estimate.interval[1]
     assert np.diff(estimate.interval)[0] == pytest.approx(2 * 1.645 * 0.3 / math.sqrt(4000), 0.3)
+
+
+@pytest.mark.parametrize("turns", [0, 1, -2])
+def test_quantiles_of_angles_are_of_values_between_minus_pi_and_pi(turns):
+    values = np.random.default_rng(0).uniform(-math.pi, math.pi, 5000) + 2 * math.pi * turns
+    for p, found in zip((0.25, 0.75), angles(values).quantiles("angle", [0.25, 0.75]), strict=True):
+        assert found.mean == pytest.approx(2 * math.pi * (p - 0.5), abs=0.1)
 
 
 @pytest.mark.parametrize("turns", [0, 1, -2])
@@ -343,6 +193,12 @@ def test_to_arviz_draws_no_more_than_the_samples_know():
         prediction.to_arviz(observed={"x9": np.zeros(7)})
     with pytest.raises(ValueError, match="num_draws of at least 4"):
         prediction.to_arviz(num_draws=3)
+
+
+def test_observables_with_the_names_of_latents_are_refused():
+    latent = Observable("z", "", lambda x: x[:, 0])
+    with pytest.raises(ValueError, match="named otherwise than latents, got 'z'"):
+        predict(solved_model(), [latent], 40, **QUIET).to_arviz()
 
 
 # Molecules: trajectories
@@ -402,15 +258,6 @@ def test_a_trajectory_without_positions_is_refused(tmp_path):
     with pytest.raises(ValueError, match="expected the positions of the samples"):
         without.save_trajectory(tmp_path / "x.dcd", molecule=None)
     assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize(
-    "options",
-    [{"num_samples": 0}, {"batch": 0}, {"n_draws": 1}, {"level": 0.0}, {"level": 1.0}],
-)
-def test_arguments_are_checked(options):
-    with pytest.raises(ValueError, match="expected"):
-        predict(solved_model(), **({"num_samples": 10} | options), **QUIET)
 
 
 def test_names_and_ranges_are_checked(solved):

@@ -289,9 +289,11 @@ def test_set_shares_normalises_and_is_saved():
     assert "shares" in prior.state_dict()
 
 
-@pytest.mark.parametrize("shares", [[1.0], [1.0, 0.0], [1.0, -1.0], [1.0, math.nan]])
+@pytest.mark.parametrize(
+    "shares", [[1.0], [1.0, 0.0], [1.0, -1.0], [1.0, math.nan], [1.0, math.inf]]
+)
 def test_set_shares_refuses(shares):
     prior = StratifiedPrior(2, StandardNormalPrior(1))
-    with pytest.raises(ValueError, match="expected 2 positive shares"):
+    with pytest.raises(ValueError, match="expected 2 positive, finite shares"):
         prior.set_shares(torch.tensor(shares))
     assert prior.shares.tolist() == [0.5, 0.5]

@@ -7,9 +7,10 @@ import torch
 from pyrocg.energies.abstract import Energy
 from pyrocg.energies.compiled import CompiledEnergy
 from pyrocg.energies.toy import DoubleWell, GaussianMixture, Harmonic, MuellerBrown
+from pyrocg.geometry import phi
 from pyrocg.langevin import TorsionBias, repartitioned_masses, temperature_ladder
 from pyrocg.molecules import alanine_dipeptide
-from pyrocg.observables import coordinate, phi, population_above
+from pyrocg.observables import coordinate, population_above
 from pyrocg.reference import Reference, replica_exchange
 from pyrocg.target import BoltzmannTarget
 

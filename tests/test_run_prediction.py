@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny_runs import WELL
+from tiny_runs import WELL, only_line
 
 from pyrocg.cli import main
 from pyrocg.config import resolve
@@ -15,26 +15,7 @@ from pyrocg.observables import double_well_observables
 from pyrocg.run_prediction import samples_of_training
 from pyrocg.runfolder import RunFolder
 
-
-@pytest.fixture(autouse=True)
-def _same_threads():
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("runs") / "well"
-    assert main(["fit", *WELL, "--out", str(folder)]) == 0
-    return folder
-
-
-def only_line(capsys) -> str:
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    (line,) = captured.err.strip().splitlines()
-    return line
+pytestmark = pytest.mark.usefixtures("same_threads")
 
 
 def test_the_samples_that_the_weights_rest_on() -> None:
@@ -122,6 +103,16 @@ def test_predict_with_swag(trained: Path, capsys) -> None:
         "gibbs_scale": None,
     }
     assert found["energy_calls_split"]["posterior"] == 200 * 32
+
+
+def test_draws_that_are_worse_than_the_trained_weights_get_one_warning(
+    trained: Path, capsys
+) -> None:
+    few = ["--num-samples", "1600", "--weight-draws", "16", "--posterior-steps", "200"]
+    command = ["predict", str(trained), "--posterior", "swag", *few, "--json", "--quiet"]
+    assert main([*command, "--posterior-learning-rate", "1.0"]) == 0
+    found = [w["code"] for w in json.loads(capsys.readouterr().out)["warnings"]]
+    assert found.count("weight_draws_worse") == 1
 
 
 def test_the_posterior_of_the_configuration_is_used_and_can_be_replaced(

@@ -6,8 +6,9 @@ import mdtraj
 import numpy as np
 import pytest
 
-from pyrocg.molecules import alanine_dipeptide, peptide
-from pyrocg.observables import basin_populations, distance, phi, psi, window
+from pyrocg.geometry import basin_populations, distance, phi, psi
+from pyrocg.molecules import Molecule, alanine_dipeptide, peptide
+from pyrocg.observables import window
 from pyrocg.structure import (
     conformations,
     contact,
@@ -194,6 +195,15 @@ def test_j_coupling_is_the_karplus_curve(ala2, x):
     np.testing.assert_allclose(j_coupling(ala2, model="Ruterjans1999")(x), expected, atol=1e-4)
     with pytest.raises(ValueError, match=r"expected one of Bax2007, .* got 'Bax1842'"):
         j_coupling(ala2, model="Bax1842")
+
+
+def test_j_coupling_is_that_of_a_residue_that_has_one(ala2):
+    proline = peptide("P", ("amber96.xml", "amber96_obc.xml"))
+    with pytest.raises(ValueError, match="a hydrogen on N, got PRO2"):
+        j_coupling(proline)
+    mirror = Molecule.from_openmm(ala2.topology, ala2.system, ala2.positions * [1, 1, -1])
+    with pytest.raises(ValueError, match=r"an L residue, got ALA2 .* phi \+ 60 degrees"):
+        j_coupling(mirror)
 
 
 def test_j_coupling_of_each_residue(tripeptide):

@@ -36,6 +36,15 @@ def test_swag_moments_and_draws():
     assert (ratio - 1).abs().max() < 0.15
 
 
+def test_swag_leaves_gradients_as_they_were():
+    cg = gaussian_model()
+    first, *others = cg.parameters()
+    first.grad = torch.ones_like(first)
+    SWAGPosterior.fit(cg, **SWAG)
+    assert torch.equal(first.grad, torch.ones_like(first))
+    assert all(p.grad is None for p in others)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

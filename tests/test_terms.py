@@ -275,7 +275,7 @@ def first_atoms(force: openmm.Force, n: int) -> openmm.Force:
         kept, rows = [], 0
         for line in xml.splitlines():
             rows += "<Particle " in line
-            if "<Particle " not in line or rows <= n:
+            if "<Exclusion " not in line and ("<Particle " not in line or rows <= n):
                 kept.append(line)
         return openmm.XmlSerializer.deserialize("\n".join(kept))
     for i in range(n):
@@ -392,6 +392,32 @@ def test_straight_and_folded_angles_stay_finite(direction, bend):
     np.testing.assert_allclose(
         -gradient, forces, rtol=1e-6, atol=1e-6 * np.abs(forces).max() + 1e-9
     )
+
+
+@pytest.mark.parametrize("name", ["nonbonded", "cutoff", "switched", "gbsa_obc", "bonds"])
+def test_excluded_atoms_on_top_of_each_other_are_those_of_openmm(name):
+    system = system_of(FORCES[name]())
+    x = structures(0.02, 3)
+    x[1, 1] = x[1, 0]
+    energies, forces = reference(system, x)
+    assert np.isfinite(energies).all()
+    for dtype, tolerance in ((torch.float64, 1e-12), (torch.float32, 1e-5)):
+        potential = Potential.of(terms_of(system), N_ATOMS).to(dtype, torch.device("cpu"))
+        energy, gradient = potential.energy_and_gradient(torch.tensor(x, dtype=dtype))
+        np.testing.assert_allclose(energy, energies, rtol=tolerance)
+        np.testing.assert_allclose(-gradient, forces, atol=tolerance * np.abs(forces).max())
+
+
+@pytest.mark.parametrize("end", [0, 2])
+def test_an_angle_without_an_arm_is_nan_as_in_openmm(end):
+    system = system_of(one_angle(1.9))
+    x = structures(0.02, 2)
+    x[1, end] = x[1, 1]
+    energies, _ = reference(system, x)
+    energy, gradient = Potential.of(terms_of(system), N_ATOMS).energy_and_gradient(torch.tensor(x))
+    np.testing.assert_allclose(energy, energies, rtol=1e-12)
+    assert torch.isnan(energy).tolist() == [False, True]
+    assert torch.isfinite(gradient[0]).all()
 
 
 def test_atoms_on_top_of_each_other_do_not_spoil_other_configurations():
@@ -581,6 +607,29 @@ def test_values_that_depend_on_values(kind):
     agrees_with_openmm(partial(other_values, kind))
 
 
+@pytest.mark.parametrize("n", [1, 2, 3])
+def test_values_of_few_atoms(n):
+    system = system_of(first_atoms(other_values(2), n), n_atoms=n)
+    x = structures(0.02, 3)[:, :n].copy()
+    energies, forces = reference(system, x)
+    energy, gradient = Potential.of(terms_of(system), n).energy_and_gradient(torch.tensor(x))
+    np.testing.assert_allclose(energy, energies, rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(-gradient, forces, rtol=1e-10, atol=1e-10)
+
+
+def two_meanings(name: str) -> openmm.Force:
+    """A parameter of the particles with the name of something else."""
+    force = openmm.CustomGBForce()
+    force.addPerParticleParameter(name)
+    force.addComputedValue("I", f"{name}1*{name}2*exp(-r)", force.ParticlePairNoExclusions)
+    force.addComputedValue("B", "1/(1+I)", force.SingleParticle)
+    force.addEnergyTerm(f"{name}*B", force.SingleParticle)
+    force.addEnergyTerm("B1*B2", force.ParticlePair)
+    for i in range(N_ATOMS):
+        force.addParticle([0.1 * i])
+    return force
+
+
 def without_values() -> openmm.Force:
     force = openmm.CustomGBForce()
     force.addEnergyTerm("1/r", force.ParticlePair)
@@ -595,6 +644,8 @@ def without_values() -> openmm.Force:
         (off_the_table, "an index of a tabulated function is outside of its table"),
         (of_positions, "expected a variable or a parameter, got 'x'"),
         (confusing_parameter, "expected a variable or a parameter, got 'x'"),
+        (partial(two_meanings, "x"), "expected a variable or a parameter, got 'x'"),
+        (partial(two_meanings, "B"), "'B1?' is a parameter and a variable"),
         (without_values, "its first computed value alone is not a sum over pairs"),
     ],
 )

@@ -4,6 +4,7 @@ import math
 import os
 import warnings
 
+import pyro
 import pytest
 import torch
 from pyro.infer import RenyiELBO, Trace_ELBO, TraceMeanField_ELBO
@@ -241,6 +242,19 @@ def test_other_losses_and_optimisers():
 
     result = fit(model(), **QUICK, **QUIET, loss=Trace_ELBO(), optimizer=sgd)
     assert math.isfinite(result.history["elbo"][-1])
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "got"),
+    [
+        (pyro.optim.Adam({"lr": 1e-3}), "PyroOptim"),
+        (torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1e-3), "SGD"),
+        (lambda parameters: None, "function"),
+    ],
+)
+def test_optimisers_that_are_not_made_from_parameters_are_refused(optimizer, got):
+    with pytest.raises(TypeError, match=f"function from parameters to a torch .*, got {got}"):
+        fit(model(), **QUICK, **QUIET, optimizer=optimizer)
 
 
 def test_learning_rate_warms_up_and_falls_to_zero():

@@ -10,8 +10,6 @@ from pyrocg.weights import (
     log_mean_exp,
     log_mean_exp_error,
     stratified_summary,
-    tail_mean_draws,
-    tail_size,
     training_shares,
 )
 
@@ -129,51 +127,6 @@ def test_training_shares_leave_a_fifth_of_an_equal_share(n):
     shares = training_shares(weights)
     assert shares.sum().item() == pytest.approx(1.0)
     assert shares.min().item() >= 0.2 / n
-
-
-# Tails
-
-
-def generalised_pareto(m, k, scale, seed):
-    u = torch.rand(m, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
-    return scale * -torch.log1p(-u) if k == 0 else scale * torch.expm1(-k * torch.log1p(-u)) / k
-
-
-@pytest.mark.parametrize("k", [-0.5, 0.0, 0.2, 0.5])
-def test_the_mean_of_a_long_tail_is_found(k):
-    """Of 4000 samples the prior is of no weight: the mean is that of the distribution."""
-    x = generalised_pareto(4000, k, 2.0, seed=1)
-    draws = tail_mean_draws(x, 400, torch.Generator().manual_seed(0))
-    assert draws.mean().item() == pytest.approx(2.0 / (1 - k), rel=0.08)
-    if k < 0.5:
-        error = 2.0 / ((1 - k) * math.sqrt((1 - 2 * k) * 4000))
-        assert draws.std().item() == pytest.approx(error, rel=0.15)
-
-
-@pytest.mark.parametrize("k", [0.1, 0.5])
-def test_intervals_of_a_tail_mean_cover(k):
-    """Of 40 samples; the interval of their own mean is too low in one case of five for k = 0.5."""
-    covered, own = [], []
-    for seed in range(200):
-        x = generalised_pareto(40, k, 1.0, seed)
-        draws = tail_mean_draws(x, 300, torch.Generator().manual_seed(seed))
-        low, high = torch.quantile(draws, torch.tensor([0.025, 0.975]).double()).tolist()
-        covered.append(low <= 1 / (1 - k) <= high)
-        own.append(x.mean() + 1.96 * x.std() / math.sqrt(40) >= 1 / (1 - k))
-    assert 0.9 <= sum(covered) / 200 <= 0.99
-    assert sum(own) / 200 < sum(covered) / 200
-
-
-def test_the_mean_of_a_tail_scales_with_it_and_repeats():
-    x = generalised_pareto(100, 0.3, 1.0, seed=0)
-    first, second = (
-        tail_mean_draws(c * x, 50, torch.Generator().manual_seed(3)) for c in (1.0, 1e-6)
-    )
-    torch.testing.assert_close(1e6 * second, first)
-
-
-def test_the_tail_is_a_fifth_of_few_and_a_root_of_many():
-    assert [tail_size(n) for n in (25, 225, 10_000)] == [5, 45, 300]
 
 
 def test_a_component_without_weight_leaves_the_bound_finite():

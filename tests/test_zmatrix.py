@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 from small_molecules import MOLECULES, drawn, methanol, star
 
+from pyrocg.backbones import find_backbone
 from pyrocg.molecules import alanine_dipeptide, peptide
-from pyrocg.zmatrix import build_zmatrix, choose_frame, find_backbone
+from pyrocg.zmatrix import build_zmatrix, choose_frame
 
 AMBER96 = ("amber96.xml", "amber96_obc.xml")
 

@@ -6,3 +6,12 @@ TINY = [
     *("--evaluate-samples", "64", "--quiet"),
 ]
 WELL = ["double-well", *TINY]
+
+
+def only_line(capsys) -> str:
+    """What a command said on standard error, which is one line and all that it said."""
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    lines = captured.err.strip().splitlines()
+    assert len(lines) == 1, captured.err
+    return lines[0]

@@ -18,18 +18,20 @@ NOISE = torch.tensor([0.5, 0.5], dtype=torch.float64)  # variance of the noise
 POSTERIOR_VARIANCE = 0.5  # 1 / (1 + LOADINGS^T NOISE^-1 LOADINGS)
 
 
-def gaussian_model(prior=None, latent_dim=1, energy=None, encoder=None, hidden=(8,)):
+def gaussian_model(
+    prior=None, latent_dim=1, energy=None, encoder=None, hidden=(8,), circular_latent=False
+):
     """A small model with Gaussian decoder and encoder; the double well unless told otherwise."""
     target = BoltzmannTarget(energy or DoubleWell(), beta=1.0)
     coordinates = IdentityCoordinates(target.event_shape[0])
     circular = coordinates.circular
-    tanh = [nn.Tanh] * len(hidden)
+    tanh, torus = [nn.Tanh] * len(hidden), {"circular_latent": circular_latent}
     return CoarseGrainedModel(
         target,
         coordinates,
         prior or StandardNormalPrior(latent_dim),
-        GaussianDecoder(circular, latent_dim, hidden),
-        encoder or GaussianEncoder(circular, latent_dim, hidden, tanh),
+        GaussianDecoder(circular, latent_dim, hidden, **torus),
+        encoder or GaussianEncoder(circular, latent_dim, hidden, tanh, **torus),
     )
 
 
@@ -51,3 +53,10 @@ def solved_model():
     target = BoltzmannTarget(energy, beta=1.0)
     prior = StandardNormalPrior(1)
     return CoarseGrainedModel(target, coordinates, prior, decoder, encoder).double()
+
+
+def shifted_model():
+    """The generator of the solved model for a target with another mean and narrower density."""
+    cg = solved_model()
+    target = BoltzmannTarget(Harmonic(2, 2.0, [0.3, 0.0]), beta=1.0)
+    return CoarseGrainedModel(target, cg.coordinates, cg.prior, cg.decoder, cg.encoder).double()

@@ -80,7 +80,10 @@ class Energy(nn.Module, ABC):
 
         Without a branch, for which the host would wait for a GPU.
         """
-        self._nonfinite = self._nonfinite + broken.sum()
+        count = broken.sum()
+        if isinstance(self._nonfinite, Tensor):
+            count = count + self._nonfinite.to(count.device)
+        self._nonfinite = count
         last = (broken * torch.arange(1, len(x) + 1, device=x.device)).argmax()
         found = x.index_select(0, last.reshape(1))[0]
         before = found if self._offender is None else self._offender.to(x)

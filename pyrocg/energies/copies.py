@@ -46,6 +46,8 @@ class CopiesEnergy(Energy):
     configuration larger than ``reach`` is left to the other engine.
 
     GPUs compute in double precision here, because positions far from the origin need the digits.
+    They add forces up as integers, though: components beyond 2e9 kJ/mol/nm, of overlapping atoms,
+    are wrong there.
     The CPU platform has only single precision: forces are good to 1e-3 of the largest or so there,
     and copies are slower than one molecule at a time.
 

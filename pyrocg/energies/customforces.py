@@ -91,8 +91,10 @@ class Source:
         """An expression of variables, with the parameters of rows beside those of the force.
 
         Raises:
-            UnsupportedForceError: a name or a function is unknown.
+            UnsupportedForceError: a name or a function is unknown, or a name has two meanings.
         """
+        if twice := set(variables) & (self.scalars.keys() | rows.keys()):
+            raise UnsupportedForceError(f"{min(twice)!r} is a parameter and a variable")
         try:
             return Formula.of(tree, variables, self.scalars | rows, self.functions)
         except ValueError as error:

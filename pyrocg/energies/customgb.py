@@ -177,7 +177,8 @@ class _Builder:
         return tuple(atoms), tuple(pairs)
 
     def _of_atoms(self, expression: str, names: Any) -> Formula:
-        return self.source.without(_COORDINATES).formula(parsed(expression), names, self.particles)
+        rows = {name: v for name, v in self.particles.items() if name not in _COORDINATES}
+        return self.source.without(_COORDINATES).formula(parsed(expression), names, rows)
 
     @property
     def falling(self) -> Tensor:

@@ -42,9 +42,10 @@ def custom_pairs(force: Any) -> Term | None:
         return None
     atoms = torch.arange(force.getNumParticles())
     first, second = torch.meshgrid(atoms, atoms, indexing="ij")
+    low, high = torch.minimum(first, second), torch.maximum(first, second)  # as OpenMM has them
     formula, reverse = (
         source.formula(tree, ["r"], parameters_of_pairs(particles, *order))
-        for order in ((first, second), (second, first))
+        for order in ((low, high), (high, low))
     )
     _check_symmetry(formula, reverse, included)
     return CustomPairs(formula, included, _reach(force))

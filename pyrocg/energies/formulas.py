@@ -183,6 +183,10 @@ class _Builder:
         arguments = [self.build(a) for a in tree.arguments]
         if not any(isinstance(a, int) for a in arguments):
             return self._constant(tree, [a for a in arguments if not isinstance(a, int)])
+        if tree.function == "select" and tree.function not in self._functions:
+            condition = arguments[0]
+            if isinstance(condition, Tensor) and len((condition != 0).unique()) == 1:
+                return arguments[1 if bool((condition != 0).any()) else 2]
         places = tuple(self.placed(a) for a in arguments)
         if tree.function not in self._functions:
             return self._step(_Operation(tree.function, places))
@@ -212,7 +216,7 @@ class _Builder:
         """The step that gives a value."""
         if isinstance(value, int):
             return value
-        if bool((value == value.flatten()[0]).all()):
+        if value.numel() and bool((value == value.flatten()[0]).all()):
             return self._step(Number(float(value.flatten()[0])))
         for table, other in enumerate(self.tables):
             if value.shape == other.shape[:-1] and torch.equal(value, other[..., 0]):

@@ -70,11 +70,13 @@ class Bend:
         normal = cross(u, w)
         sine = torch.sqrt(dot(normal, normal))
         # the arc tangent keeps its precision at 0 and pi, where the arc cosine has none
-        return cls(u, w, normal, sine, torch.atan2(sine, dot(u, w)))
+        angle = torch.atan2(sine, dot(u, w))
+        meeting = dot(u, u) * dot(w, w) == 0  # no angle where two of the atoms are one
+        return cls(u, w, normal, sine, torch.where(meeting, torch.nan, angle))
 
     @property
     def value(self) -> Tensor:
-        """The angle, in [0, pi]."""
+        """The angle, in [0, pi]; NaN where an arm has no length."""
         return self.angle
 
     def arms(self, torque: Tensor) -> tuple[Vector, ...]:

@@ -13,6 +13,16 @@ from pyrocg.energies.terms import Pairs, PairTerm
 __all__ = ["CutoffNonbonded", "Nonbonded", "SwitchedNonbonded"]
 
 
+def _inverses(pairs: Pairs) -> tuple[Tensor, Tensor]:
+    """1/r and its square, finite for atoms on top of each other: zero times infinity is NaN.
+
+    Excluded pairs, which have no charge and no depth, then have no energy there either.
+    """
+    largest = torch.finfo(pairs.inverse.dtype).max
+    inverse = pairs.inverse.clamp(max=largest)
+    return inverse, (inverse * inverse).clamp(max=largest)
+
+
 @dataclass(frozen=True, eq=False)
 class Nonbonded(PairTerm):
     r"""Pairs, :math:`4\epsilon ((\sigma/r)^{12} - (\sigma/r)^6) + q/r`, exceptions included.
@@ -30,11 +40,11 @@ class Nonbonded(PairTerm):
     r""":math:`\epsilon`, kJ/mol"""
 
     def pairwise(self, pairs: Pairs) -> tuple[Tensor, Tensor]:
-        inverse2 = pairs.inverse * pairs.inverse
+        inverse, inverse2 = _inverses(pairs)
         ratio2 = (self.sigma * self.sigma)[:, :, None] * inverse2
         ratio6 = ratio2 * ratio2 * ratio2
         dispersion = (4.0 * self.epsilon)[:, :, None] * ratio6
-        coulomb = self.charge[:, :, None] * pairs.inverse
+        coulomb = self.charge[:, :, None] * inverse
         energy = dispersion * (ratio6 - 1.0) + coulomb
         slope = -(dispersion * (12.0 * ratio6 - 6.0) + coulomb) * inverse2
         return energy.sum(0).sum(0), slope
@@ -65,17 +75,17 @@ class CutoffNonbonded(PairTerm):
     """:math:`c`, 1/nm, zero for exceptions"""
 
     def pairwise(self, pairs: Pairs) -> tuple[Tensor, Tensor]:
-        inverse2 = pairs.inverse * pairs.inverse
-        attraction, attraction_slope = self._dispersion(pairs, inverse2)
+        inverse, inverse2 = _inverses(pairs)
+        attraction, attraction_slope = self._dispersion(pairs, inverse, inverse2)
         charge, field = self.charge[:, :, None], self.field[:, :, None]
         squeezed = field * pairs.squared
-        energy = attraction + charge * (pairs.inverse + squeezed - self.shift[:, :, None])
-        slope = attraction_slope - charge * (pairs.inverse - 2.0 * squeezed) * inverse2
+        energy = attraction + charge * (inverse + squeezed - self.shift[:, :, None])
+        slope = attraction_slope - charge * (inverse - 2.0 * squeezed) * inverse2
         beyond = pairs.distance > self.cutoff[:, :, None]  # NaN is not, and stays NaN
         energy = torch.where(beyond, 0.0, energy)
         return energy.sum(0).sum(0), torch.where(beyond, 0.0, slope)
 
-    def _dispersion(self, pairs: Pairs, inverse2: Tensor) -> tuple[Tensor, Tensor]:
+    def _dispersion(self, pairs: Pairs, inverse: Tensor, inverse2: Tensor) -> tuple[Tensor, Tensor]:
         """The Lennard-Jones energy of every pair, and its slope."""
         ratio2 = (self.sigma * self.sigma)[:, :, None] * inverse2
         ratio6 = ratio2 * ratio2 * ratio2
@@ -95,9 +105,9 @@ class SwitchedNonbonded(CutoffNonbonded):
     per_width: Tensor
     """:math:`1 / (r_c - r_s)`, (), 1/nm"""
 
-    def _dispersion(self, pairs: Pairs, inverse2: Tensor) -> tuple[Tensor, Tensor]:
-        energy, slope = super()._dispersion(pairs, inverse2)
+    def _dispersion(self, pairs: Pairs, inverse: Tensor, inverse2: Tensor) -> tuple[Tensor, Tensor]:
+        energy, slope = super()._dispersion(pairs, inverse, inverse2)
         t = ((pairs.distance - self.switch[:, :, None]) * self.per_width).clamp(min=0.0)
         factor = 1.0 + t * t * t * (-10.0 + t * (15.0 - 6.0 * t))
         fall = t * t * (-30.0 + t * (60.0 - 30.0 * t)) * self.per_width
-        return energy * factor, slope * factor + energy * fall * pairs.inverse
+        return energy * factor, slope * factor + energy * fall * inverse

@@ -178,7 +178,8 @@ def choose_platform(system: Any, name: str | None = None) -> str:
     if name is not None:
         if name not in available:
             raise ValueError(
-                f"expected one of the OpenMM platforms {', '.join(available)}, got {name!r}"
+                f"expected one of the OpenMM platforms {', '.join(available)}, got {name!r}; "
+                "choose one of these, or none for the fastest"
             )
         if error := _failure(name):
             raise ValueError(f"expected a usable platform, but {name} fails here: {error}")

@@ -68,24 +68,39 @@ def _times(a: Value, b: Value) -> Value:
     return a if isinstance(b, float) and b == 1.0 else a * b
 
 
-def _choose(condition: Dual, a: Dual, b: Dual) -> Dual:
-    """a where a condition is not 0, b elsewhere, and only the derivatives of the chosen one."""
-    holds = condition.value != 0
-    if isinstance(holds, bool):
-        return a if holds else b
+def _where(holds: Tensor, like: Value, a: Dual, b: Dual) -> Dual:
+    """a where something holds, b elsewhere, and only the derivatives of the chosen one."""
 
     def pick(x: Value, y: Value) -> Tensor:
         # two Python numbers would become a tensor of the default precision
-        return torch.where(holds, _tensor(x, condition.value), _tensor(y, condition.value))
+        return torch.where(holds, _tensor(x, like), _tensor(y, like))
 
     names = dict.fromkeys((*a.slopes, *b.slopes))
     slopes = {name: pick(a.slopes.get(name, 0.0), b.slopes.get(name, 0.0)) for name in names}
     return Dual(pick(a.value, b.value), slopes)
 
 
-def _below(a: Dual, b: Dual) -> Dual:
-    """1 where a < b."""
-    return Dual(1.0 - _step(a.value - b.value), {})
+def _select(condition: Dual, a: Dual, b: Dual) -> Dual:
+    value = condition.value
+    assert isinstance(value, Tensor)
+    return _where(value != 0, value, a, b)
+
+
+def _min(a: Dual, b: Dual) -> Dual:
+    """The second at a tie or where one is NaN, as OpenMM's code for x86 has it."""
+    like = a.value if isinstance(a.value, Tensor) else b.value
+    return _where(_tensor(a.value, like) < b.value, like, a, b)
+
+
+def _max(a: Dual, b: Dual) -> Dual:
+    """The first at a tie, the second where one is NaN, as OpenMM's code for x86 has it."""
+    like = a.value if isinstance(a.value, Tensor) else b.value
+    return _where(_tensor(a.value, like) >= b.value, like, a, b)
+
+
+def _inverse(x: Value) -> Value:
+    """1/x, also of a Python zero."""
+    return math.copysign(math.inf, x) if isinstance(x, float) and x == 0.0 else 1.0 / x
 
 
 def _power(base: Dual, exponent: Dual) -> Dual:
@@ -145,9 +160,9 @@ def _atan2(y: Value, x: Value) -> Tensor:
 
 _CHOICES: dict[tuple[str, int], Callable[..., Dual]] = {
     ("^", 2): _power,
-    ("select", 3): _choose,
-    ("min", 2): lambda a, b: _choose(_below(a, b), a, b),
-    ("max", 2): lambda a, b: _choose(_below(a, b), b, a),
+    ("select", 3): _select,
+    ("min", 2): _min,
+    ("max", 2): _max,
 }
 """Functions that make their own derivatives."""
 
@@ -186,7 +201,7 @@ _SMOOTH: dict[tuple[str, int], tuple[Callable[..., Value], tuple[Callable[..., V
     ("+", 2): (lambda a, b: a + b, (lambda v, a, b: 1.0, lambda v, a, b: 1.0)),
     ("-", 2): (lambda a, b: a - b, (lambda v, a, b: 1.0, lambda v, a, b: -1.0)),
     ("*", 2): (lambda a, b: a * b, (lambda v, a, b: b, lambda v, a, b: a)),
-    ("/", 2): (lambda a, b: a / b, (lambda v, a, b: 1.0 / b, lambda v, a, b: -v / b)),
+    ("/", 2): (lambda a, b: a / b, (lambda v, a, b: _inverse(b), lambda v, a, b: -v / b)),
     ("atan2", 2): (
         _atan2,
         (lambda v, y, x: x / (x * x + y * y), lambda v, y, x: -y / (x * x + y * y)),

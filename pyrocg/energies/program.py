@@ -27,6 +27,8 @@ _QUIET_NUMBERS = 2**15 - 1
 _PAIR_BYTES = {"cpu": 2**19, "other": 2**28}
 """Size of one array over all pairs and one chunk of a batch. Half a megabyte keeps the handful of
 them in the second-level cache of a core; a GPU wants work."""
+_MOST_NOTICED = 2**25 - 2**16
+"""Bytes; the C library does not learn from larger ones."""
 
 
 class Program:
@@ -54,6 +56,8 @@ class Program:
         self._device, self._dtype = device, dtype
         self._threaded = compile and device.type == "cpu"
         self._chunk = chunk_size(potential.n_atoms, dtype, device)
+        if device.type == "cpu":
+            _ask_to_keep()
         self._pool: ThreadPoolExecutor | None = None
         self._pool_of = (0, 0)
 
@@ -132,6 +136,16 @@ def chunk_size(n_atoms: int, dtype: torch.dtype, device: torch.device) -> int:
     if on_cpu:
         fitting = min(fitting, _QUIET_NUMBERS // (3 * n_atoms))
     return max(_LANES, fitting // _LANES * _LANES)
+
+
+def _ask_to_keep() -> None:
+    """Let the C library keep freed memory for the next chunk.
+
+    glibc gives free memory at the end of its heap back to the system beyond twice the largest array
+    outside of the heap that it has seen freed. All the pages would then fault again in every chunk:
+    for 252 atoms that took half as long as the computation.
+    """
+    torch.empty(_MOST_NOTICED, dtype=torch.uint8)
 
 
 def weighted(gradients: Tensor, weights: Tensor, dtype: torch.dtype) -> Tensor:

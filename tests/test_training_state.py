@@ -1,0 +1,48 @@
+import pytest
+import torch
+from toy_models import solved_model
+
+from pyrocg.checkpoint import load_state
+from pyrocg.training import fit
+
+FEW = {"steps": 2, "num_samples": 8, "evaluate_every": 2, "evaluate_samples": 8, "progress": False}
+
+
+def forbidden(*_):
+    raise AssertionError("a GPU that is not in use")
+
+
+def test_a_training_on_the_cpu_leaves_the_generators_of_gpus_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for name in ("get_rng_state", "get_rng_state_all", "set_rng_state", "set_rng_state_all"):
+        monkeypatch.setattr(torch.cuda, name, forbidden)
+    for _ in range(2):  # the second one restores
+        fit(solved_model(), **FEW, checkpoint=tmp_path / "state.pt")
+    assert load_state(tmp_path / "state.pt")["cuda_random"] == []
+
+
+def test_the_generator_of_the_gpu_in_use_is_saved_and_restored(tmp_path, monkeypatch):
+    """On machines without GPUs too: the model is on the CPU, and taken to be on the second one."""
+    put = []
+    monkeypatch.setattr("pyrocg.training_state.gpus_of", lambda _: [1])
+    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda gpu: torch.tensor([7 + gpu]))
+    monkeypatch.setattr(torch.cuda, "set_rng_state", lambda state, gpu: put.append((state, gpu)))
+    for _ in range(2):
+        fit(solved_model(), **FEW, checkpoint=tmp_path / "state.pt")
+    assert put == [(torch.tensor([8]), 1)]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_training_on_a_gpu_goes_on_to_the_same_numbers(tmp_path):
+    whole = fit(solved_model().cuda(), **FEW | {"steps": 4})
+    half = tmp_path / "state.pt"
+    stops = iter([False, True])
+    with pytest.raises(KeyboardInterrupt):
+        fit(
+            solved_model().cuda(),
+            **FEW | {"steps": 4},
+            checkpoint=half,
+            interrupted=lambda: next(stops),
+        )
+    resumed = fit(solved_model().cuda(), **FEW | {"steps": 4}, checkpoint=half)
+    assert resumed.history["elbo"] == whole.history["elbo"]
