@@ -214,7 +214,7 @@ class PriorProgram(nn.Module):
             latents = self.program()
         if "z" not in traced.trace.nodes and not isinstance(latents, TorchDistributionMixin):
             raise ValueError(
-                f"expected a prior program with a sample site 'z', got {list(traced.trace)}; "
+                f"expected a prior program with a sample site 'z', got {list(traced.trace.nodes)}; "
                 'name it: pyro.sample("z", ...)'
             )
         return latents
