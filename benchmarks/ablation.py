@@ -95,6 +95,7 @@ def main() -> None:
     for name in options.variants:
         for seed in options.seeds:
             key = {"variant": name, "seed": seed, "steps": options.steps}
+            key["samples"] = options.samples
             row = next((r for r in known if key.items() <= r.items()), None)
             if row is None:
                 row = key | measured(VARIANTS[name], seed, options)
@@ -118,16 +119,14 @@ def measured(variant: Variant, seed: int, options: argparse.Namespace) -> dict[s
     system = build_system(config)
     basins = build_basins(config, system) if config.model.kind == "basins" else None
     model = build_model(config, system, basins)
+    given = {name: value for name, value in vars(config.fit).items() if name != "optimizer"}
     result = pyrocg.fit(
         model,
-        config.fit.steps,
-        config.fit.num_samples,
-        learning_rate=config.fit.learning_rate,
         optimizer=build_optimizer(config.fit),
         loss=variant.loss(),
         schedule=build_schedule(config.schedule),
-        seed=seed,
         progress=False,
+        **given,
     )
     assert system.molecule is not None
     chosen = basin_populations(system.molecule)

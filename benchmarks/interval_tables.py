@@ -30,7 +30,7 @@ class Row:
         deviation: its own standard deviation.
         width: of the 95 % interval.
         error: of the estimate, in its own standard deviations.
-        bias: of the model's own average, see :func:`own_bias`; NaN with a posterior.
+        bias: of the model's own average, see ``interval_coverage.own_bias``; NaN with a posterior.
         k_hat: of the prediction.
         ess: of the prediction, a fraction.
         warned: whether ``model_bias`` was given for this observable.

@@ -91,7 +91,6 @@ class BasinSearch:
         steps: int,
         progress: bool,
     ) -> None:
-        self.energy = target.energy.exact
         self.tamed = _tamed(target, coordinates)
         self.exact = _potential(target.exact, coordinates)
         self.columns, self.circular = columns, coordinates.circular

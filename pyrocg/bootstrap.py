@@ -121,11 +121,11 @@ def heavy_tails(weights: Tensor, component: Tensor, n_draws: int, seed: int) -> 
     the excess over a threshold is taken as generalised Pareto with unknown parameters, see
     :func:`pyrocg.tails.tail_mean_draws`. The mean of such draws moves the weight of a component
     away from that of its samples, by :math:`b_c`. If the distribution does not fit, it moves all
-    components the same way, while their errors cancel. So a common factor keeps
+    components the same way, while their errors cancel. So a common factor makes them b' with
 
-    .. math:: \Big|\sum_c b_c\Big| \le \Big(\sum_c b_c^2\Big)^{1/2}:
+    .. math:: \left|\sum_c b'_c\right| \le \left(\sum_c b_c^2\right)^{1/2}:
 
-    compared with the error of their sum, all together are moved no further than each by itself.
+    all together are moved no further than their errors would be, if each were by itself.
 
     Args:
         weights: :math:`w_i \ge 0`, shape ``(n,)``.

@@ -364,6 +364,7 @@ class CoarseGrainedModel(nn.Module):
         log_target: Any = sum(v for name, v in log_model.items() if name not in latents)
         ratio: Any = sum(log_guide.values()) - sum(log_model[name] for name in latents)
         ratios = [ratio] + [self._log_ratio(u) for _ in range(encoder_draws)]
+        _warn_of_draws_outside(ratios[1:])
         return Samples(
             u=u,
             x=model.nodes["x"]["value"],
@@ -384,16 +385,7 @@ class CoarseGrainedModel(nn.Module):
 
         encoded = poutine.trace(encode).get_trace()
         log_encoder = sum(site_log_probs(encoded, n).values())
-        log_joint = log_generator(self.guide, u, drawn_values(encoded))
-        outside = float((log_joint == -torch.inf).double().mean())
-        if outside > 0:
-            warnings.warn(
-                f"{100 * outside:.3g} % of the encoder's draws are outside of the prior's support, "
-                "so weights and log Z are too small; give the encoder the support of the prior "
-                "(on a torus circular_latent=True)",
-                stacklevel=3,
-            )
-        return log_joint - log_encoder
+        return log_generator(self.guide, u, drawn_values(encoded)) - log_encoder
 
     @torch.no_grad()
     def encode(self, x: Tensor, num_samples: int = 1) -> dict[str, Tensor]:
@@ -422,6 +414,18 @@ def _draw(name: str, prior: Any) -> tuple[Any, ...]:
     """Sample a site if the prior gave a distribution; else these are a program's latents."""
     latents = pyro.sample(name, prior) if isinstance(prior, TorchDistributionMixin) else prior
     return latents if isinstance(latents, tuple) else (latents,)
+
+
+def _warn_of_draws_outside(ratios: Sequence[Tensor]) -> None:
+    """Of draws of the encoder that the generator cannot give; rounding alone makes them rare."""
+    outside = float((torch.stack([*ratios]) == -torch.inf).double().mean()) if ratios else 0.0
+    if outside > 1e-3:
+        warnings.warn(
+            f"about {100 * outside:.0f} % of the encoder's draws are where prior or decoder have "
+            "no density, so weights and log Z are too small; give the encoder the support of the "
+            "prior (on a torus circular_latent=True)",
+            stacklevel=4,
+        )
 
 
 def _check_count(num_samples: int) -> None:

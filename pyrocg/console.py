@@ -30,7 +30,8 @@ def one_line_warnings() -> Iterator[None]:
 
     def show(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
         if not issubclass(category, (DeprecationWarning, FutureWarning)):
-            note(f"warning: {one_line(message if isinstance(message, Warning) else None)}")
+            warning = message if isinstance(message, Warning) else category(message)
+            note(f"warning: {one_line(warning)}")
 
     with warnings.catch_warnings():
         warnings.simplefilter("default")

@@ -12,11 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from pyrocg.coupling_decoder import CouplingDecoder, CouplingDistribution
-from pyrocg.couplings import AffineCoupling
 from pyrocg.distributions import MixedNormal
 from pyrocg.networks import MLP, constant_or_mlp
 
-__all__ = ["AffineCoupling", "CouplingDecoder", "CouplingDistribution", "GaussianDecoder"]
+__all__ = ["CouplingDecoder", "CouplingDistribution", "GaussianDecoder"]
 
 
 class GaussianDecoder(nn.Module):

@@ -17,7 +17,7 @@ _HALF_LOG_TWO_PI = 0.5 * math.log(_TWO_PI)
 
 
 def wrap(angle: Tensor) -> Tensor:
-    """Return the angle's representative in [-π, π), with gradient 1.
+    """Return the angle's representative in [-π, π), up to rounding, with gradient 1.
 
     Args:
         angle: in rad, any shape.

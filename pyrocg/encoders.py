@@ -180,7 +180,8 @@ class MixtureEncoder(nn.Module):
         .. math:: P = I + W S^{-1} W^T, \quad z|u \sim N(P^{-1} W S^{-1} (u - m),\, P^{-1}),
 
         with :math:`\sin(u_j - m_j)` in place of the difference where j is circular. Of the
-        covariance only the diagonal, the variances of z|u, is kept.
+        covariance only the diagonal, the variances of z|u, is kept. The prior is standard normal;
+        on a torus this is only a start.
 
         Args:
             mean: m, shape ``(n_components, n_coordinates)``.

@@ -22,6 +22,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from pyrocg.bootstrap import random_stream
 from pyrocg.cgmodel import CoarseGrainedModel
 from pyrocg.checkpoint import load_state
 from pyrocg.laplace import LaplacePosterior
@@ -101,7 +102,7 @@ class EnsemblePosterior(WeightPosterior):
     def draw(self, n: int, seed: int) -> list[dict[str, Tensor]]:
         """Draw n members, in random order and as evenly as n allows."""
         check_draws(n)
-        generator, k = torch.Generator().manual_seed(seed), len(self.states)
+        generator, k = random_stream(seed, 5), len(self.states)
         rounds = [torch.randperm(k, generator=generator) for _ in range(-(-n // k))]
         chosen = torch.cat(rounds)[:n].tolist()
         return [{name: v.clone() for name, v in self.states[i].items()} for i in chosen]

@@ -33,6 +33,8 @@ class PosteriorPrediction(Prediction):
         trained: of the trained weights alone, from fewer samples.
         expected_excess: how many nats farther from the Boltzmann density than the trained weights
             the posterior expects its draws to be; NaN if it does not say.
+
+    ``energy_calls`` counts both, ``nonfinite`` only the draws'.
     """
 
     trained: Prediction

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pyrocg.cgmodel import CoarseGrainedModel
 from pyrocg.checkpoint import load_state, put_state
-from pyrocg.config import Config
+from pyrocg.config import Config, read_toml, resolve
 from pyrocg.machine import device_of
 from pyrocg.runfolder import RunFolder
 from pyrocg.system import System, build_basins, build_model, build_system
@@ -23,7 +23,7 @@ class Run:
     Attributes:
         config: its options.
         system: its molecule, target, coordinates and observables.
-        model: as ``predict.state`` says: in its last state, or in its best.
+        model: as ``predict.state`` says: in its last state, or in its best, if t has reached 1.
         counters: ``step``, ``energy_calls``, ``seconds``, ``history`` and more of the training.
         basin_calls: energy calls of the search for basins.
     """
@@ -47,9 +47,8 @@ def load_run(path: str | Path, device: str | None = None) -> Run:
         ValueError: another version of the package wrote it, or the device is not there.
     """
     folder = RunFolder.open(path)
-    config = folder.config()
-    if device is not None:
-        config = replace(config, run=replace(config.run, device=device))
+    given = {} if device is None else {"run": {"device": device}}
+    config = resolve(given, read_toml(folder.config_file))
     return trained_run(folder, config, build_system(config))
 
 
@@ -62,7 +61,8 @@ def trained_run(folder: RunFolder, config: Config, system: System) -> Run:
     """
     state = load_state(folder.checkpoint)
     model, basin_calls = untrained_model(folder, config, system)
-    which = "model" if config.predict.state == "last" else "best"
+    best = config.predict.state == "best" and state["counters"]["best_step"] > 0
+    which = "best" if best else "model"
     put_state(model, state[which], folder.checkpoint)
     return Run(config, system, model, state["counters"], basin_calls)
 

@@ -89,7 +89,7 @@ def samples_of_training(config: Config, counters: dict[str, Any]) -> int:
         counters: of its checkpoint.
     """
     steps = counters["step"] - counters["skipped"]
-    if config.predict.state == "best":
+    if config.predict.state == "best" and counters["best_step"]:
         steps = min(steps, counters["best_step"])
     return steps * config.fit.num_samples
 

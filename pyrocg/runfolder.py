@@ -7,6 +7,7 @@ import errno
 import io
 import json
 import math
+import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -111,14 +112,16 @@ class RunFolder:
     def claimed(self) -> Iterator[None]:
         """Keep other processes from training in the folder, until this one ends, by whatever.
 
-        Half-written files of a process that was killed are removed.
+        Half-written files of a training that was killed are removed.
 
         Raises:
             BlockingIOError: another process trains in it.
         """
-        with self.config_file.open("rb") as file:
+        with self.config_file.open("r+b") as file:  # NFS locks only what can be written
             try:
                 _lock(file)
+                if not os.path.samestat(os.fstat(file.fileno()), self.config_file.stat()):
+                    raise BlockingIOError  # another process began the same run just now
             except BlockingIOError as error:
                 raise BlockingIOError(
                     f"expected no other process that trains in {self.path}, got one; wait until it "

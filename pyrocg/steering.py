@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 
 from pyrocg.cgmodel import CoarseGrainedModel
@@ -80,7 +81,8 @@ class LatentVariable(nn.Module):
             :math:`E_{r(z|u,k)}[z_i]`. None for other models.
 
     Raises:
-        ValueError: a component is missing, or not of this model; or there is no such latent.
+        ValueError: a component is missing, or not of this model; there is no such latent; z is on
+            a torus; or the encoder is a program.
 
     Example:
         >>> import torch, pyrocg
@@ -113,6 +115,11 @@ class LatentVariable(nn.Module):
         self.encoder = _frozen(
             encoder.encoder if isinstance(encoder, PartitionEncoder) else encoder
         )
+        if getattr(self.encoder, "circular_latent", False):
+            raise ValueError(
+                "expected real latents, got a torus, where z has no mean; write a variable of "
+                "cos z and sin z"
+            )
         self.index, self.component = index, component
         with torch.no_grad():
             latent_dim = self._mean(self.coordinates.origin[None]).shape[-1]
@@ -126,9 +133,16 @@ class LatentVariable(nn.Module):
 
     def _mean(self, u: Tensor) -> Tensor:
         if self.component is None:
-            return self.encoder(u).mean
-        k = torch.full(u.shape[:-1], self.component, dtype=torch.long, device=u.device)
-        return self.encoder(u, k).mean
+            found = self.encoder(u)
+        else:
+            k = torch.full(u.shape[:-1], self.component, dtype=torch.long, device=u.device)
+            found = self.encoder(u, k)
+        if not isinstance(found, TorchDistributionMixin):
+            raise ValueError(
+                f"expected an encoder that returns a distribution, got {type(found).__name__}; "
+                "give one that does"
+            )
+        return found.mean
 
 
 class _Evaluation:

@@ -40,7 +40,9 @@ def tail_mean_draws(excess: Tensor, n_draws: int, generator: torch.Generator) ->
               \qquad E[x \mid k, \sigma] = \frac{\sigma}{1 - k}
 
     the generalised Pareto distribution, on a grid. Few samples say little about k, so the mean may
-    be much larger than theirs, and hardly smaller.
+    be much larger than theirs, and hardly smaller. Where the samples' own mean is more than twice
+    every draw, as that of many samples near 0 and a few far off, the distribution does not fit:
+    then the draws are scaled to that mean.
 
     Source: Pickands (1975), "Statistical inference using extreme order statistics", for the
     distribution; Vehtari, Simpson, Gelman, Yao and Gabry (2024), "Pareto smoothed importance
@@ -72,7 +74,9 @@ def tail_mean_draws(excess: Tensor, n_draws: int, generator: torch.Generator) ->
     k, log_scale = _points(shapes), _points(log_scales)
     p = _posterior(x / unit, k, log_scale).flatten()
     means = (unit * log_scale.exp() / (1 - k[:, None])).flatten()
-    return means[torch.multinomial(p, n_draws, replacement=True, generator=generator)]
+    draws = means[torch.multinomial(p, n_draws, replacement=True, generator=generator)]
+    own = x.mean()  # far above every draw: no such distribution fits, and its mean is too low
+    return draws * (own / draws.mean()) if own > 2 * draws.max() else draws
 
 
 def _posterior(x: Tensor, shapes: Tensor, log_scales: Tensor) -> Tensor:

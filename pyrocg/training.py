@@ -147,14 +147,23 @@ def _built(optimizer: Any, parameters: list[nn.Parameter]) -> torch.optim.Optimi
     """The optimiser of the parameters; Pyro's own ones and finished ones of torch are refused."""
     made = None
     if callable(optimizer) and not isinstance(optimizer, PyroOptim):
-        made = optimizer(parameters)
+        try:
+            made = optimizer(parameters)
+        except AssertionError:  # one of pyro.optim's functions
+            made = None
     if not isinstance(made, torch.optim.Optimizer):
         raise TypeError(
             "expected a function from parameters to a torch optimiser, such as "
-            f"`lambda p: torch.optim.Adam(p, lr=1e-3)`, got {type(optimizer).__name__}; "
+            f"`lambda p: torch.optim.Adam(p, lr=1e-3)`, got {_name(optimizer, made)}; "
             "pyro.optim belongs to pyro.infer.SVI"
         )
     return made
+
+
+def _name(optimizer: Any, made: Any) -> str:
+    if made is not None:
+        return f"a function to {type(made).__name__}"
+    return getattr(optimizer, "__name__", type(optimizer).__name__)
 
 
 def _check_counts(**counts: int) -> None:

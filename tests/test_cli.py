@@ -418,6 +418,7 @@ def test_folder_that_cannot_be_made(tmp_path: Path, capsys) -> None:
 
 
 def test_a_folder_that_another_process_trains_in(trained: Path, tmp_path: Path, capsys) -> None:
+    pytest.importorskip("fcntl")
     folder = RunFolder(tmp_path)
     folder.config_file.write_bytes((trained / "config.toml").read_bytes())
     with folder.claimed():

@@ -44,6 +44,11 @@ def test_without_a_run_or_a_checkpoint(trained: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_device_that_nobody_knows(trained: Path) -> None:
+    with pytest.raises(ValueError, match=r"run\.device"):
+        load_run(trained, device="gpu")
+
+
 def test_a_device_that_is_not_there(trained: Path) -> None:
     with pytest.raises(ValueError, match=r"run\.device: expected cpu"):
         load_run(trained, device="cuda")

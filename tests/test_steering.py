@@ -4,13 +4,16 @@ import openmm
 import pytest
 import torch
 from openmm import app, unit
-from toy_models import solved_model
+from pyro import sample
+from toy_models import gaussian_model, solved_model
 
 from pyrocg.basins import find_basins
 from pyrocg.cgmodel import CoarseGrainedModel
 from pyrocg.coordinates import InternalCoordinates
+from pyrocg.encoders import GaussianEncoder
 from pyrocg.energies.openmm import OpenMMEnergy
 from pyrocg.molecules import alanine_dipeptide
+from pyrocg.priors import TorusPrior
 from pyrocg.steering import BasinVariable, LatentVariable, openmm_force
 from pyrocg.target import BoltzmannTarget
 
@@ -140,6 +143,24 @@ def test_metadynamics(cg, molecule):
     (value,) = meta.getCollectiveVariables(simulation)
     assert value == pytest.approx(s(torch.tensor(x)[None]).item(), abs=1e-6)
     assert meta.getFreeEnergy()._value.min() < 0
+
+
+def test_a_torus_has_no_mean():
+    with pytest.raises(ValueError, match="expected real latents, got a torus"):
+        LatentVariable(gaussian_model(TorusPrior(1), circular_latent=True))
+
+
+def test_an_encoder_program_is_refused():
+    class Program(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.encoder = GaussianEncoder(torch.zeros(2, dtype=torch.bool), 1, (8,))
+
+        def forward(self, u):
+            sample("z", self.encoder(u))
+
+    with pytest.raises(ValueError, match="returns a distribution, got NoneType"):
+        LatentVariable(gaussian_model(encoder=Program()))
 
 
 def test_refusals(cg):

@@ -34,6 +34,21 @@ def field(system):
     system.addForce(force)
 
 
+def wall(system):
+    """Nothing within 2 nm of the origin."""
+    force = openmm.CustomExternalForce("100*max(0,sqrt(x^2+y^2+z^2)-2)^2")
+    for atom in range(system.getNumParticles()):
+        force.addParticle(atom, [])
+    system.addForce(force)
+
+
+def restrain_when_far(system):
+    """A flat bottom: nothing below 1 nm."""
+    force = openmm.CustomBondForce("100*max(0,r-1)^2")
+    force.addBond(2, 20, [])
+    system.addForce(force)
+
+
 def pull(system):
     force = openmm.CustomBondForce("10*r^2")
     force.addBond(1, 18, [])
@@ -46,7 +61,7 @@ def charge_one_hydrogen(system):
     force.setParticleParameters(12, charge * 1.1, sigma, epsilon)
 
 
-@pytest.mark.parametrize("change", [hold, field])
+@pytest.mark.parametrize("change", [hold, field, wall])
 @pytest.mark.parametrize("check", [check_rigid_motion, InternalCoordinates, CartesianCoordinates])
 def test_an_energy_that_rigid_motion_changes_is_refused(check, change):
     with pytest.raises(ValueError, match=r"the whole molecule moves, .* \(CustomExternalForce\)"):
@@ -55,6 +70,12 @@ def test_an_energy_that_rigid_motion_changes_is_refused(check, change):
 
 def test_restraints_within_the_molecule_are_welcome():
     assert InternalCoordinates(changed(pull)).n_coordinates == 60
+
+
+def test_a_restraint_that_is_flat_at_the_reference_tells_hydrogens_apart():
+    molecule = changed(restrain_when_far)
+    check_rigid_motion(molecule)
+    assert told_apart(molecule, METHYLS) == [METHYLS[0], METHYLS[2]]
 
 
 def test_a_molecule_without_forces_has_every_symmetry():

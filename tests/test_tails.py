@@ -65,6 +65,15 @@ def test_intervals_of_a_tail_mean_cover(k):
     assert sum(own) < sum(reached)
 
 
+def test_a_tail_of_two_groups_keeps_its_mean():
+    """Most excesses next to 0 and a few far off: no generalised Pareto distribution."""
+    generator = torch.Generator().manual_seed(0)
+    x = 1e-9 * torch.rand(200, dtype=torch.float64, generator=generator)
+    x[:20] = 4.0
+    draws = tail_mean_draws(x, 1000, generator)
+    assert draws.mean().item() == pytest.approx(x.mean().item())
+
+
 def test_the_mean_of_a_tail_scales_with_it_and_repeats():
     x = generalised_pareto(100, 0.3, 1.0, seed=0)
     first, second = (

@@ -249,7 +249,8 @@ def test_other_losses_and_optimisers():
     [
         (pyro.optim.Adam({"lr": 1e-3}), "PyroOptim"),
         (torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1e-3), "SGD"),
-        (lambda parameters: None, "function"),
+        (pyro.optim.Adam, "Adam"),
+        (lambda parameters: 1.0, "a function to float"),
     ],
 )
 def test_optimisers_that_are_not_made_from_parameters_are_refused(optimizer, got):
