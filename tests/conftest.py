@@ -2,11 +2,13 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from tiny_runs import WELL
 
 from pyrocg.cli import main
+from pyrocg.molecules import alanine_dipeptide, peptide
 
 
 @pytest.fixture
@@ -25,3 +27,20 @@ def trained(tmp_path_factory) -> Path:
     assert main(["fit", *WELL, "--out", str(folder)]) == 0
     torch.set_num_threads(before)
     return folder
+
+
+@pytest.fixture(scope="session")
+def ala2():
+    return alanine_dipeptide()
+
+
+@pytest.fixture(scope="session")
+def tripeptide():
+    return peptide("AGA", ("amber96.xml", "amber96_obc.xml"))
+
+
+@pytest.fixture(scope="session")
+def reference():
+    """512 structures of the reference ensemble of alanine dipeptide at 330 K, nm."""
+    with np.load(Path(__file__).parent / "data" / "ala2_reference.npz") as arrays:
+        return arrays["positions"].astype(np.float64)

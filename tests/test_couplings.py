@@ -1,18 +1,10 @@
 import pytest
 import torch
+from toy_models import roughened
 
 from pyrocg.couplings import AffineCoupling, random_halves
 
 F64 = torch.float64
-
-
-def roughened(module):
-    """Give every parameter noise, so that nothing is at its special starting value."""
-    torch.manual_seed(1)
-    with torch.no_grad():
-        for parameter in module.parameters():
-            parameter.add_(0.3 * torch.randn_like(parameter))
-    return module.double()
 
 
 @pytest.mark.parametrize("n", [1, 2, 5])

@@ -6,6 +6,7 @@ import pytest
 import torch
 from pyro import poutine
 from torch import nn
+from toy_models import roughened
 
 from pyrocg.decoders import CouplingDecoder, GaussianDecoder
 from pyrocg.distributions import moebius
@@ -13,15 +14,6 @@ from pyrocg.networks import ConstantOutput
 
 F64 = torch.float64
 CIRCULAR = torch.tensor([False, True, False, True, False])
-
-
-def roughened(module, size=0.3):
-    """Give every parameter noise, so that nothing is at its special starting value."""
-    torch.manual_seed(1)
-    with torch.no_grad():
-        for parameter in module.parameters():
-            parameter.add_(size * torch.randn_like(parameter))
-    return module.double()
 
 
 def coupling_decoder(n_components=3, circular=CIRCULAR, latent_dim=2, **options):

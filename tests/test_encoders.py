@@ -4,6 +4,7 @@ import pytest
 import torch
 from pyro import poutine
 from torch import nn
+from toy_models import roughened
 
 from pyrocg.cgmodel import CoarseGrainedModel
 from pyrocg.coordinates import IdentityCoordinates
@@ -17,14 +18,6 @@ from pyrocg.weights import log_mean_exp
 
 F64 = torch.float64
 CIRCULAR = torch.tensor([False, True, False])
-
-
-def roughened(module):
-    torch.manual_seed(1)
-    with torch.no_grad():
-        for parameter in module.parameters():
-            parameter.add_(0.3 * torch.randn_like(parameter))
-    return module.double()
 
 
 def encoders():

@@ -17,7 +17,7 @@ from pyrocg.geometry import (
     radius_of_gyration,
     standard_observables,
 )
-from pyrocg.molecules import alanine_dipeptide, peptide
+from pyrocg.molecules import peptide
 
 DATA = Path(__file__).parent / "data"
 # C-N-CA-C, N-CA-C-N and the two CA-C-N-CA of alanine dipeptide, by hand from its atom order.
@@ -38,20 +38,8 @@ def angle_error(a, b):
 
 
 @pytest.fixture(scope="module")
-def ala2():
-    return alanine_dipeptide()
-
-
-@pytest.fixture(scope="module")
-def tripeptide():
-    return peptide("AGA", ("amber96.xml", "amber96_obc.xml"))
-
-
-@pytest.fixture(scope="module")
-def x():
-    """512 structures of the reference ensemble at 330 K, nm."""
-    with np.load(DATA / "ala2_reference.npz") as arrays:
-        return arrays["positions"].astype(np.float64)
+def x(reference):
+    return reference
 
 
 # Angles.

@@ -36,18 +36,6 @@ def torsion(a, b, c, d):
     return np.degrees(np.arctan2(np.linalg.norm(v) * np.dot(u, second), np.dot(first, second)))
 
 
-@pytest.fixture(scope="module")
-def ala2():
-    return alanine_dipeptide()
-
-
-@pytest.fixture(scope="module")
-def reference():
-    """512 structures of the reference ensemble at 330 K, nm."""
-    with np.load(DATA / "ala2_reference.npz") as arrays:
-        return arrays["positions"].astype(np.float64)
-
-
 def test_import_loads_neither_openmm_nor_mdtraj():
     code = (
         "import sys, pyrocg.molecules, pyrocg.observables; "

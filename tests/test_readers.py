@@ -26,18 +26,6 @@ def energy_of(molecule, kind):
     return energies(part, [part.positions])[0]
 
 
-@pytest.fixture(scope="module")
-def ala2():
-    return alanine_dipeptide()
-
-
-@pytest.fixture(scope="module")
-def reference():
-    """512 structures of the reference ensemble at 330 K, nm."""
-    with np.load(DATA / "ala2_reference.npz") as arrays:
-        return arrays["positions"].astype(np.float64)
-
-
 @pytest.fixture
 def pdb_text(ala2, tmp_path):
     path = tmp_path / "ala2.pdb"

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from pyrocg.geometry import basin_populations, distance, phi, psi
-from pyrocg.molecules import Molecule, alanine_dipeptide, peptide
+from pyrocg.molecules import Molecule, peptide
 from pyrocg.observables import window
 from pyrocg.structure import (
     conformations,
@@ -24,20 +24,8 @@ DATA = Path(__file__).parent / "data"
 
 
 @pytest.fixture(scope="module")
-def ala2():
-    return alanine_dipeptide()
-
-
-@pytest.fixture(scope="module")
-def tripeptide():
-    return peptide("AGA", ("amber96.xml", "amber96_obc.xml"))
-
-
-@pytest.fixture(scope="module")
-def x():
-    """512 structures of the reference ensemble at 330 K, nm."""
-    with np.load(DATA / "ala2_reference.npz") as arrays:
-        return arrays["positions"].astype(np.float64)
+def x(reference):
+    return reference
 
 
 def frames(molecule, x):

@@ -7,14 +7,9 @@ import openmm
 import pytest
 from openmm import app, unit
 
-from pyrocg.molecules import Molecule, alanine_dipeptide
+from pyrocg.molecules import Molecule
 
 AMBER96 = ("amber96.xml", "amber96_obc.xml")
-
-
-@pytest.fixture(scope="module")
-def ala2():
-    return alanine_dipeptide()
 
 
 def test_from_openmm_copies_and_leaves_out_the_motion_remover(ala2):

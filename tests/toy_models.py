@@ -60,3 +60,12 @@ def shifted_model():
     cg = solved_model()
     target = BoltzmannTarget(Harmonic(2, 2.0, [0.3, 0.0]), beta=1.0)
     return CoarseGrainedModel(target, cg.coordinates, cg.prior, cg.decoder, cg.encoder).double()
+
+
+def roughened(module, size=0.3):
+    """Give every parameter noise, so that nothing is at its special starting value."""
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.add_(size * torch.randn_like(parameter))
+    return module.double()
