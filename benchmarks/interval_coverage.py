@@ -36,6 +36,7 @@ from interval_targets import Case, cases, molecule
 from pyrocg.cgmodel import CoarseGrainedModel
 from pyrocg.estimates import Estimate
 from pyrocg.prediction import Prediction
+from pyrocg.weight_priors import GaussianWeightPrior
 
 # Coverage
 
@@ -149,7 +150,9 @@ def widths(options: argparse.Namespace) -> None:
         longer = [case.steps * factor for factor in steps]
         found = [[case.predict(case.trained(s, n), s) for s in seeds] for n in longer]
         line(case, "corrected", "training steps", longer, found, True)
-        posteriors = [case.posterior(models[0], gibbs_scale=n) for n in scales]
+        # the default prior follows N: the same one for all shows what N does
+        prior = GaussianWeightPrior(case.posterior(models[0], gibbs_scale=scales[0]).prior_scale)
+        posteriors = [case.posterior(models[0], gibbs_scale=n, weight_prior=prior) for n in scales]
         found = [[case.predict(models[0], 0, posterior=p)] for p in posteriors]
         line(case, "plain, Laplace", "Gibbs scale N", scales, found, False)
 

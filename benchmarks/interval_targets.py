@@ -58,8 +58,8 @@ class Case:
         )
         return model
 
-    def posterior(self, model: CoarseGrainedModel, **scale: float) -> LaplacePosterior:
-        given: Any = scale or {"n_samples": self.steps * self.num_samples}
+    def posterior(self, model: CoarseGrainedModel, **options: Any) -> LaplacePosterior:
+        given = options or {"n_samples": self.steps * self.num_samples}
         return LaplacePosterior.fit(model, num_draws=200, **given)
 
     def predict(self, model: CoarseGrainedModel, seed: int, **options: Any) -> Prediction:
