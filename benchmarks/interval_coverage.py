@@ -1,7 +1,7 @@
 """Do credible intervals hold the exact value as often as they promise?
 
 Run: python benchmarks/interval_coverage.py [--seeds 60] [--parts coverage widths]
-     python benchmarks/interval_coverage.py --parts coverage --molecule
+     python benchmarks/interval_coverage.py --molecule
      python benchmarks/interval_coverage.py --rows rows.jsonl --figure interval_coverage.png
 
 Trains short runs on targets whose averages are known, and counts how often intervals of 95, 80 and
@@ -37,6 +37,8 @@ from pyrocg.cgmodel import CoarseGrainedModel
 from pyrocg.estimates import Estimate
 from pyrocg.prediction import Prediction
 from pyrocg.weight_priors import GaussianWeightPrior
+
+_RESOLVED = 400_000  # samples of 20 weight draws
 
 # Coverage
 
@@ -142,19 +144,34 @@ def widths(options: argparse.Namespace) -> None:
     print("\n| target | average | against | | | |\n|" + "---|" * 6)
     seeds = range(options.width_seeds)
     for case in cases(options.cases):
-        samples, steps, scales = (2500, 10_000, 40_000), (1, 4, 16), (1e3, 1e4, 1e5)
         models = [case.trained(seed) for seed in seeds]
+        samples = (2500, 10_000, 40_000)
         found = [[case.predict(m, s, num_samples=n) for s, m in enumerate(models)] for n in samples]
         line(case, "corrected", "samples", samples, found, True)
         line(case, "plain", "samples", samples, found, False)
-        longer = [case.steps * factor for factor in steps]
+        longer = [case.steps * factor for factor in (1, 4, 16)]
         found = [[case.predict(case.trained(s, n), s) for s in seeds] for n in longer]
         line(case, "corrected", "training steps", longer, found, True)
-        # the default prior follows N: the same one for all shows what N does
-        prior = GaussianWeightPrior(case.posterior(models[0], gibbs_scale=scales[0]).prior_scale)
-        posteriors = [case.posterior(models[0], gibbs_scale=n, weight_prior=prior) for n in scales]
-        found = [[case.predict(models[0], 0, posterior=p)] for p in posteriors]
-        line(case, "plain, Laplace", "Gibbs scale N", scales, found, False)
+        against_scale(case, models)
+    if options.molecule:
+        case, shorter = molecule(), (25, 100, 400)
+        found = [[case.predict(case.trained(s, n), s) for s in seeds] for n in shorter]
+        line(case, "corrected", "training steps", shorter, found, True)
+
+
+def against_scale(case: Case, models: Sequence[CoarseGrainedModel]) -> None:
+    """Larger N, from one fit of each seed, with one prior: the default one follows N.
+
+    So many samples of each draw that its noise does not hide how far apart the draws are.
+    """
+    scales = (1e3, 1e4, 1e5)
+    found: list[list[Prediction]] = [[] for _ in scales]
+    for seed, model in enumerate(models):
+        prior = GaussianWeightPrior(case.posterior(model, gibbs_scale=scales[0]).prior_scale)
+        for row, n in zip(found, scales, strict=True):
+            posterior = case.posterior(model, gibbs_scale=n, weight_prior=prior)
+            row.append(case.predict(model, seed, posterior=posterior, num_samples=_RESOLVED))
+    line(case, "plain, Laplace", "Gibbs scale N", scales, found, False)
 
 
 def line(

@@ -19,6 +19,7 @@ __all__ = ["CouplingDecoder", "CouplingDistribution"]
 
 _HARMONICS = 3  # that the couplings see of each torsion, as its potential mostly has
 _LARGEST_OMEGA = 0.999  # of the Möbius map; nearer to 1, float32 has no digits of 1 - |ω|²
+_LARGE = 64  # elements of a matrix
 
 
 class CouplingDecoder(nn.Module):
@@ -238,7 +239,7 @@ class CouplingDistribution(TorchDistribution):
         for coupling in d.couplings:
             xi, log_abs_det = coupling(xi, condition)
             log_prob = log_prob - log_abs_det
-        v = d.conditional_centre(tau, z, k) + _apply(d.scale_tril.mT, k, xi)
+        v = d.conditional_centre(tau, z, k) + _multiply(d.scale_tril, k, xi)
         log_prob = log_prob - _log_det_tril(d.scale_tril)[k]
         u = torch.cat([tau, v], dim=-1).index_select(-1, d.order)
         self._drawn = (u, log_prob)
@@ -264,7 +265,7 @@ class CouplingDistribution(TorchDistribution):
         r"""Return :math:`\epsilon_v` and log|det dv/dε| at a value."""
         d, z, k = self.decoder, self.z, self.k
         tau, v = value.index_select(-1, d.circular_index), value.index_select(-1, d.real_index)
-        noise = _apply(d.inverse_tril.mT, k, v - d.conditional_centre(tau, z, k))
+        noise = _multiply(d.inverse_tril, k, v - d.conditional_centre(tau, z, k))
         condition, log_abs_det = d.condition(tau, z, k), _log_det_tril(d.scale_tril)[k]
         for coupling in reversed(list(d.couplings)):
             noise, of_coupling = coupling.inverse(noise, condition)
@@ -277,6 +278,20 @@ def _apply(matrices: Tensor, k: Tensor, x: Tensor) -> Tensor:
     chosen = matrices.index_select(0, k.reshape(-1))
     rows = x.reshape(len(chosen), 1, x.shape[-1])
     return (rows @ chosen).reshape(*k.shape, matrices.shape[-1])
+
+
+def _multiply(matrices: Tensor, k: Tensor, x: Tensor) -> Tensor:
+    """Return matrices[k] @ x for constant matrices (n_components, n, n), which may be large.
+
+    On the CPU component by component, since a copy of its matrix for every sample costs more.
+    """
+    if k.device.type != "cpu" or matrices[0].numel() < _LARGE:
+        return _apply(matrices.mT, k, x)
+    rows, order = x.reshape(-1, x.shape[-1]), k.reshape(-1).argsort()
+    counts = torch.bincount(k.reshape(-1), minlength=len(matrices)).tolist()
+    parts = zip(matrices, rows.index_select(0, order).split(counts), strict=True)
+    done = torch.cat([part @ matrix.T for matrix, part in parts if len(part)])
+    return done.index_select(0, order.argsort()).reshape(x.shape)
 
 
 def _log_det_tril(tril: Tensor) -> Tensor:

@@ -256,13 +256,21 @@ class BasinPartition(nn.Module):
         self.register_buffer("centres", centres)
         self.register_buffer("columns", columns)
         self.register_buffer("circular", circular[columns])
+        self.features = CircularFeatures(self.circular)
         self.register_buffer("concentration", kappa)
 
     def forward(self, u: Tensor) -> dist.Categorical:
         """Return r(k|u) for u of shape ``(..., n_coordinates)``."""
-        difference = u.index_select(-1, self.columns).unsqueeze(-2) - self.centres
-        similarity = torch.where(self.circular, difference.cos(), -0.5 * difference.square())
-        return dist.Categorical(logits=(self.concentration * similarity).sum(-1))
+        c, r = self.features.circular_index, self.features.real_index
+        chosen, kappa = u.index_select(-1, self.columns), self.concentration
+        # cos(u - c) as a product: one cosine for each angle, not one for each of the components
+        angles, centres = chosen.index_select(-1, c), self.centres.index_select(-1, c)
+        towards = torch.cat([kappa[c] * centres.cos(), kappa[c] * centres.sin()], dim=-1)
+        logits = torch.cat([angles.cos(), angles.sin()], dim=-1) @ towards.mT
+        if len(r):
+            away = chosen.index_select(-1, r).unsqueeze(-2) - self.centres.index_select(-1, r)
+            logits = logits - 0.5 * (kappa[r] * away.square()).sum(-1)
+        return dist.Categorical(logits=logits)
 
 
 class PartitionEncoder(nn.Module):

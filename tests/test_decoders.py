@@ -30,6 +30,7 @@ CASES = {
     "mixed": (3, CIRCULAR, {}),
     "no components": (0, CIRCULAR, {}),
     "real only": (2, torch.zeros(4, dtype=torch.bool), {}),
+    "many real": (3, torch.arange(10) == 4, {}),
     "one real": (2, torch.tensor([False, True]), {}),
     "circular only": (2, torch.ones(3, dtype=torch.bool), {}),
     "chain": (3, CIRCULAR, {"chain": torch.tensor([3]), "labels": torch.randn(3, 2)}),
