@@ -244,8 +244,9 @@ class CoarseGrainedModel(nn.Module):
 
         Where more than three columns tell the basins apart there are many components. Then the
         networks are told of a component by the place of its centre, instead of one-hot, so that
-        neighbours learn from each other; and the torsions among the columns are drawn one after
-        another, each knowing those before, so that z need not explain all their correlations.
+        neighbours learn from each other, and by a few learned numbers, so that they can differ; and
+        the torsions among the columns are drawn one after another, each knowing those before, so
+        that z need not explain all their correlations.
 
         Args:
             target: the Boltzmann density.
@@ -261,11 +262,13 @@ class CoarseGrainedModel(nn.Module):
         circular, columns, dtype = coordinates.circular, basins.columns, coordinates.origin.dtype
         loadings, residual = basins.linear_gaussian(latent_dim, circular, share)
         labels, chain = None, columns[:0]
+        many: dict[str, Any] = {}
         if len(columns) > 3:
             labels = CircularFeatures(circular[columns])(basins.centres.to(dtype))
             chain = columns[circular[columns]]
+            many = {"chain": chain, "embedding": 16, "torsion_hidden": (128, 128)}
         decoder = CouplingDecoder(
-            circular, latent_dim, len(basins), n_couplings, hidden, labels=labels, chain=chain
+            circular, latent_dim, len(basins), n_couplings, hidden, labels=labels, **many
         )
         decoder.start_linear(basins.u, loadings, residual)
         reads = circular.nonzero()[:, 0] if bool(circular.any()) else None  # where z shows itself

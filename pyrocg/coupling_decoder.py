@@ -53,9 +53,12 @@ class CouplingDecoder(nn.Module):
             default one-hot. Where components are many, numbers that are close for similar
             components let each learn from the others.
         chain: circular coordinates to draw one after another, indices in u; default none.
+        embedding: how many learned numbers the networks are told of each component beside its
+            labels, so that it can differ from similar ones.
 
     Raises:
-        ValueError: a coordinate of the chain is not circular, or in it twice.
+        ValueError: a coordinate of the chain is not circular, or in it twice; or there is nothing
+            to embed.
 
     Example:
         >>> decoder = CouplingDecoder(torch.tensor([False, True, False]), 1, n_components=2)
@@ -83,8 +86,14 @@ class CouplingDecoder(nn.Module):
         torsion_hidden: Sequence[int] = (64, 64),
         labels: Tensor | None = None,
         chain: Tensor | None = None,
+        embedding: int = 0,
     ) -> None:
         super().__init__()
+        if embedding and not n_components:
+            raise ValueError(
+                f"expected components for an embedding of {embedding} numbers, got none; "
+                "leave it out"
+            )
         n_circular, n_real = int(circular.sum()), int((~circular).sum())
         self.latent_dim, self.n_components = latent_dim, n_components
         groups = max(1, n_components)
@@ -107,12 +116,19 @@ class CouplingDecoder(nn.Module):
         self.edges = sorted({*range(len(chain) + 1), n_circular})  # of the blocks drawn at once
         if len(self.edges) > 2:
             self.torsion_slopes = nn.Parameter(torch.zeros(groups, self.edges[-2], n_circular))
-        n_told = latent_dim + labels.shape[1]
+        self.embedding = nn.Parameter(torch.randn(groups, embedding)) if embedding else None
+        n_labels = labels.shape[1] + embedding
+        n_told = latent_dim + n_labels
         self.torsion_networks = nn.ModuleList(
-            MLP(n_told + 2 * first, torsion_hidden, 4 * (last - first), zero_output=True)
+            MLP(
+                latent_dim + n_labels + 2 * first,
+                torsion_hidden,
+                4 * (last - first),
+                zero_output=True,
+            )
             for first, last in pairwise(self.edges)
         )
-        n_condition = (2 * _HARMONICS * n_circular or latent_dim) + labels.shape[1]
+        n_condition = (2 * _HARMONICS * n_circular or latent_dim) + n_labels
         self.couplings = nn.ModuleList(
             AffineCoupling(order, n_condition, hidden)
             for order in (random_halves(n_real, n_couplings) if n_real else ())
@@ -135,7 +151,7 @@ class CouplingDecoder(nn.Module):
     def torsions(self, z: Tensor, k: Tensor, before: Tensor, block: int) -> MoebiusNormal:
         """Distribution of a block of circular coordinates given the latents and those before."""
         first, last = self.edges[block : block + 2]
-        inputs = torch.cat([z, self.labels[k].to(z.dtype), before.cos(), before.sin()], dim=-1)
+        inputs = torch.cat([z, self._told(z, k), before.cos(), before.sin()], dim=-1)
         shift, log_scale, *warp = self.torsion_networks[block](inputs).chunk(4, dim=-1)
         centre, past = self.centres[k][..., first:last], self.centres[k][..., :first]
         linear = _apply(self.loadings[..., first:last], k, z)
@@ -148,10 +164,15 @@ class CouplingDecoder(nn.Module):
         omega = _LARGEST_OMEGA * w / (1.0 + w.square().sum(-1, keepdim=True)).sqrt()
         return MoebiusNormal(centre + linear + shift, scale, omega, validate_args=False)
 
+    def _told(self, z: Tensor, k: Tensor) -> Tensor:
+        """What the networks are told of components."""
+        labels = self.labels[k].to(z.dtype)
+        return labels if self.embedding is None else torch.cat([labels, self.embedding[k]], dim=-1)
+
     def condition(self, tau: Tensor, z: Tensor, k: Tensor) -> Tensor:
         """What the couplings are told: the torsions, or z where there are none, and k."""
         cause = harmonics(tau, _HARMONICS) if tau.shape[-1] else z
-        return torch.cat([cause, self.labels[k].to(z.dtype)], dim=-1)
+        return torch.cat([cause, self._told(z, k)], dim=-1)
 
     def conditional_centre(self, tau: Tensor, z: Tensor, k: Tensor) -> Tensor:
         """Centre of the real coordinates given the torsions, or z where there are none."""

@@ -28,7 +28,7 @@ def default_optimizer(
         betas=(0.9, 0.99),
         shampoo_beta=0.95,
         weight_decay=0.0,
-        max_precondition_dim=512,
+        max_precondition_dim=200,  # layers, but not many components: they are not alike
     )
 
 

@@ -93,7 +93,7 @@ KINDS: dict[str, dict[str, dict[str, Any]]] = {
             "num_samples": 256,
             "optimizer": "soap",
             "learning_rate": 1e-3,
-            "clip_norm": 100.0,
+            "clip_norm": 2.0,
             "warmup": 0.02,
             "evaluate_every": 100,
             "evaluate_samples": 1024,

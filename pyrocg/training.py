@@ -35,7 +35,7 @@ def fit(
     schedule: TemperingSchedule | None = None,
     weight_prior: WeightPrior | None = None,
     gibbs_scale: float | None = None,
-    clip_norm: float = 100.0,
+    clip_norm: float = 2.0,
     warmup: float = 0.02,
     evaluate_every: int = 100,
     evaluate_samples: int = 1024,
@@ -76,7 +76,9 @@ def fit(
             sample. Default none.
         gibbs_scale: N, the number of observations that the divergence is worth beside the weight
             prior; default ``steps * num_samples``, the samples of the run.
-        clip_norm: bound on the norm of the gradient of all parameters.
+        clip_norm: bound on the norm of the gradient of all parameters. Samples with overlapping
+            atoms have gradients thousands of times larger than the others, and with them the
+            optimiser would take small steps for long; the default is about the usual norm.
         warmup: fraction of the steps in which the learning rate warms up.
         evaluate_every: steps between evaluations of ELBO, log Z, ESS (and adaptive tempering).
         evaluate_samples: samples of each evaluation; their energy calls are counted.

@@ -33,6 +33,7 @@ CASES = {
     "many real": (3, torch.arange(10) == 4, {}),
     "one real": (2, torch.tensor([False, True]), {}),
     "circular only": (2, torch.ones(3, dtype=torch.bool), {}),
+    "embedding": (3, CIRCULAR, {"embedding": 2}),
     "chain": (3, CIRCULAR, {"chain": torch.tensor([3]), "labels": torch.randn(3, 2)}),
     "whole chain": (0, torch.ones(3, dtype=torch.bool), {"chain": torch.tensor([1, 2, 0])}),
 }
@@ -185,6 +186,16 @@ def test_torsions_of_a_chain_start_with_their_correlations():
 def test_a_chain_is_of_different_circular_coordinates(chain):
     with pytest.raises(ValueError, match="expected a chain of different circular coordinates"):
         CouplingDecoder(CIRCULAR, 2, 2, chain=torch.tensor(chain))
+
+
+def test_an_embedding_tells_alike_components_apart():
+    alike = {"labels": torch.zeros(2, 1), "embedding": 3}
+    decoder = roughened(CouplingDecoder(CIRCULAR, 2, 2, 4, (8,), **alike)).double()
+    z, u = torch.zeros(2, 2, dtype=F64), torch.full((2, 5), 0.3, dtype=F64)
+    first, second = decoder(z, torch.tensor([0, 1])).log_prob(u).tolist()
+    assert abs(first - second) > 1e-6
+    with pytest.raises(ValueError, match="expected components for an embedding of 3 numbers"):
+        CouplingDecoder(CIRCULAR, 2, embedding=3)
 
 
 def test_samples_of_all_components_and_batches():
