@@ -121,7 +121,7 @@ class CouplingDecoder(nn.Module):
         n_told = latent_dim + n_labels
         self.torsion_networks = nn.ModuleList(
             MLP(
-                latent_dim + n_labels + 2 * first,
+                n_told + 2 * first,
                 torsion_hidden,
                 4 * (last - first),
                 zero_output=True,
