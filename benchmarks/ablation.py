@@ -53,6 +53,7 @@ VARIANTS = {
     "Adam, learning rate 1e-3, in place of SOAP": Variant(
         fit={"optimizer": "adam", "learning_rate": 1e-3}
     ),
+    "gradients clipped at a norm of 100": Variant(fit={"clip_norm": 100.0}),
     "Trace_ELBO in place of path gradients": Variant(loss=Trace_ELBO),
     "AnalyticEntropyELBO in place of path gradients": Variant(loss=AnalyticEntropyELBO),
     "ForwardKLELBO in place of the reverse KL": Variant(loss=ForwardKLELBO),
