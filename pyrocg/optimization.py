@@ -16,19 +16,24 @@ def default_optimizer(
 ) -> torch.optim.Optimizer:
     """Build the optimiser that :func:`pyrocg.fit` takes by default, SOAP (Vyas et al. 2024).
 
+    Stacks of matrices, one for each component, are not preconditioned along a stack of more than
+    200: so many components are not alike, and it would cost more than it gains.
+
     Args:
         parameters: what it trains.
         learning_rate: its learning rate.
     """
     from pytorch_optimizer import SOAP  # imports slowly
 
+    every = list(parameters)
+    layers = {"params": [p for p in every if p.dim() < 3], "max_precondition_dim": 512}
+    stacks = {"params": [p for p in every if p.dim() >= 3], "max_precondition_dim": 200}
     return SOAP(
-        list(parameters),
+        [group for group in (layers, stacks) if group["params"]],
         lr=learning_rate,
         betas=(0.9, 0.99),
         shampoo_beta=0.95,
         weight_decay=0.0,
-        max_precondition_dim=200,  # layers, but not many components: they are not alike
     )
 
 
