@@ -7,7 +7,8 @@ Run: python benchmarks/interval_coverage.py [--seeds 60] [--parts coverage width
 Trains short runs on targets whose averages are known, and counts how often intervals of 95, 80 and
 50 % hold them: of the importance-corrected averages, of the model's own, and, with --laplace-seeds,
 of both with a Laplace posterior over the decoder's weights. The runs are too short on purpose, so
-that the model's own averages are biased and the warning about that has something to say. With
+that the model's own averages are biased and the warning about that has something to say. The part
+"widths" shows what makes intervals narrow: samples, training and the Gibbs scale N. With
 --rows the results are kept in a file; seeds that it has are not run again.
 """
 
@@ -154,9 +155,9 @@ def widths(options: argparse.Namespace) -> None:
         line(case, "corrected", "training steps", longer, found, True)
         against_scale(case, models)
     if options.molecule:
-        case, shorter = molecule(), (25, 100, 400)
-        found = [[case.predict(case.trained(s, n), s) for s in seeds] for n in shorter]
-        line(case, "corrected", "training steps", shorter, found, True)
+        case, steps = molecule(), (25, 100, 400)
+        found = [[case.predict(case.trained(s, n), s) for s in seeds] for n in steps]
+        line(case, "corrected", "training steps", steps, found, True)
 
 
 def against_scale(case: Case, models: Sequence[CoarseGrainedModel]) -> None:
@@ -198,7 +199,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, default=60)
     parser.add_argument("--parts", nargs="+", choices=parts, default=parts)
     parser.add_argument("--cases", nargs="*", choices=names, default=names)
-    parser.add_argument("--molecule", action="store_true", help="10 seeds of alanine dipeptide too")
+    parser.add_argument("--molecule", action="store_true", help="alanine dipeptide too, 10 seeds")
     parser.add_argument("--laplace-seeds", type=int, default=0, help="with a posterior too")
     parser.add_argument("--width-seeds", type=int, default=4, help="that widths are averaged over")
     parser.add_argument("--rows", type=Path, help="file to keep results in, and to go on from")

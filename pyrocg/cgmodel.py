@@ -244,7 +244,8 @@ class CoarseGrainedModel(nn.Module):
 
         Where more than three columns tell the basins apart there are many components. Then the
         networks are told of a component by the place of its centre, instead of one-hot, so that
-        neighbours learn from each other, and by a few learned numbers, so that they can differ; and
+        neighbours learn from each other, and by 16 learned numbers, so that they can differ; those
+        of the torsions have two hidden layers of 128 units, in place of 64; and
         the torsions among the columns are drawn one after another, each knowing those before, so
         that z need not explain all their correlations.
 
@@ -262,13 +263,13 @@ class CoarseGrainedModel(nn.Module):
         circular, columns, dtype = coordinates.circular, basins.columns, coordinates.origin.dtype
         loadings, residual = basins.linear_gaussian(latent_dim, circular, share)
         labels, chain = None, columns[:0]
-        many: dict[str, Any] = {}
+        sizes: dict[str, Any] = {"hidden": hidden}
         if len(columns) > 3:
             labels = CircularFeatures(circular[columns])(basins.centres.to(dtype))
             chain = columns[circular[columns]]
-            many = {"chain": chain, "embedding": 16, "torsion_hidden": (128, 128)}
+            sizes |= {"torsion_hidden": (128, 128), "embedding": 16}
         decoder = CouplingDecoder(
-            circular, latent_dim, len(basins), n_couplings, hidden, labels=labels, **many
+            circular, latent_dim, len(basins), n_couplings, labels=labels, chain=chain, **sizes
         )
         decoder.start_linear(basins.u, loadings, residual)
         reads = circular.nonzero()[:, 0] if bool(circular.any()) else None  # where z shows itself

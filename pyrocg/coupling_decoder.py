@@ -19,7 +19,6 @@ __all__ = ["CouplingDecoder", "CouplingDistribution"]
 
 _HARMONICS = 3  # that the couplings see of each torsion, as its potential mostly has
 _LARGEST_OMEGA = 0.999  # of the Möbius map; nearer to 1, float32 has no digits of 1 - |ω|²
-_LARGE = 64  # elements of a matrix
 
 
 class CouplingDecoder(nn.Module):
@@ -120,12 +119,7 @@ class CouplingDecoder(nn.Module):
         n_labels = labels.shape[1] + embedding
         n_told = latent_dim + n_labels
         self.torsion_networks = nn.ModuleList(
-            MLP(
-                n_told + 2 * first,
-                torsion_hidden,
-                4 * (last - first),
-                zero_output=True,
-            )
+            MLP(n_told + 2 * first, torsion_hidden, 4 * (last - first), zero_output=True)
             for first, last in pairwise(self.edges)
         )
         n_condition = (2 * _HARMONICS * n_circular or latent_dim) + n_labels
@@ -302,11 +296,12 @@ def _apply(matrices: Tensor, k: Tensor, x: Tensor) -> Tensor:
 
 
 def _multiply(matrices: Tensor, k: Tensor, x: Tensor) -> Tensor:
-    """Return matrices[k] @ x for constant matrices (n_components, n, n), which may be large.
+    """Return matrices[k] @ x for constant matrices (n_components, n, n).
 
-    On the CPU component by component, since a copy of its matrix for every sample costs more.
+    On the CPU component by component where a copy of its matrix for every sample would cost more.
     """
-    if k.device.type != "cpu" or matrices[0].numel() < _LARGE:
+    copied = k.numel() * matrices.shape[1] ** 2
+    if k.device.type != "cpu" or copied < 10_000 * (10 + len(matrices)):  # measured
         return _apply(matrices.mT, k, x)
     rows, order = x.reshape(-1, x.shape[-1]), k.reshape(-1).argsort()
     counts = torch.bincount(k.reshape(-1), minlength=len(matrices)).tolist()

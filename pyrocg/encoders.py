@@ -266,7 +266,7 @@ class BasinPartition(nn.Module):
         # cos(u - c) as a product: one cosine for each angle, not one for each of the components
         angles, centres = chosen.index_select(-1, c), self.centres.index_select(-1, c)
         towards = torch.cat([kappa[c] * centres.cos(), kappa[c] * centres.sin()], dim=-1)
-        logits = torch.cat([angles.cos(), angles.sin()], dim=-1) @ towards.mT
+        logits = torch.cat([angles.cos(), angles.sin()], dim=-1) @ towards.mT.to(u.dtype)
         if len(r):
             away = chosen.index_select(-1, r).unsqueeze(-2) - self.centres.index_select(-1, r)
             logits = logits - 0.5 * (kappa[r] * away.square()).sum(-1)

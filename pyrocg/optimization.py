@@ -11,13 +11,16 @@ from torch import nn
 __all__ = ["default_optimizer", "warmup_cosine"]
 
 
+_LONG = 200  # matrices of a stack
+
+
 def default_optimizer(
     parameters: Iterable[nn.Parameter], learning_rate: float
 ) -> torch.optim.Optimizer:
     """Build the optimiser that :func:`pyrocg.fit` takes by default, SOAP (Vyas et al. 2024).
 
-    Stacks of matrices, one for each component, are not preconditioned along a stack of more than
-    200: so many components are not alike, and it would cost more than it gains.
+    Of stacks of more than 200 matrices, one for each component, only dimensions up to 200 are
+    preconditioned: so many components are not alike, and it would cost more than it gains.
 
     Args:
         parameters: what it trains.
@@ -26,10 +29,11 @@ def default_optimizer(
     from pytorch_optimizer import SOAP  # imports slowly
 
     every = list(parameters)
-    layers = {"params": [p for p in every if p.dim() < 3], "max_precondition_dim": 512}
-    stacks = {"params": [p for p in every if p.dim() >= 3], "max_precondition_dim": 200}
+    stacks = [p for p in every if p.dim() > 2 and len(p) > _LONG]
+    others = [p for p in every if p.dim() <= 2 or len(p) <= _LONG]
+    groups = [(others, 512), (stacks, _LONG)]
     return SOAP(
-        [group for group in (layers, stacks) if group["params"]],
+        [{"params": ps, "max_precondition_dim": limit} for ps, limit in groups if ps],
         lr=learning_rate,
         betas=(0.9, 0.99),
         shampoo_beta=0.95,

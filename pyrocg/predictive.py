@@ -85,8 +85,8 @@ def predict(
         num_samples: number of samples n; each costs one energy call. ESS and k-hat flatter small
             samples: use 1e5 or more.
         posterior: what draws decoder weights; default the model's own weights alone.
-        n_weight_draws: draws of the decoder's weights. Their spread is seen above the noise of one
-            draw's average alone; more samples show a smaller one.
+        n_weight_draws: draws of the decoder's weights. A spread smaller than the noise of one
+            draw's average cannot be seen; more samples lower that noise.
         trained_samples: samples of the trained weights that two or more draws are compared with,
             beside the n; 0 for no comparison. Default: as many as a draw has, so of 20 draws 5 %
             more energy calls, and none for an :class:`~pyrocg.posterior.EnsemblePosterior`, whose

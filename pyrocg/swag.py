@@ -81,7 +81,8 @@ class SWAGPosterior(VectorPosterior):
                 ``TraceMeanField_ELBO``, which is wrong for this pair.
             weight_prior: of the decoder's weights, as in :func:`pyrocg.fit`.
             gibbs_scale: N beside the weight prior; must be given with it.
-            clip_norm: bound on the norm of the gradient of all parameters.
+            clip_norm: bound on the norm of the gradient of all parameters; far above the usual
+                norm, since the noise of gradients is what the spread of the weights comes from.
             seed: of the random numbers; the global generators are left as they were.
 
         Raises:

@@ -76,9 +76,10 @@ def fit(
             sample. Default none.
         gibbs_scale: N, the number of observations that the divergence is worth beside the weight
             prior; default ``steps * num_samples``, the samples of the run.
-        clip_norm: bound on the norm of the gradient of all parameters. Samples with overlapping
-            atoms have gradients thousands of times larger than the others, and with them the
-            optimiser would take small steps for long; the default is about the usual norm.
+        clip_norm: bound on the norm of the gradient of all parameters. A sample with overlapping
+            atoms has a gradient thousands of times larger than the others; not bounded, it makes
+            the optimiser's steps small for about a hundred steps. Larger molecules exceed the
+            default in most steps, which does no harm: the optimiser rescales gradients.
         warmup: fraction of the steps in which the learning rate warms up.
         evaluate_every: steps between evaluations of ELBO, log Z, ESS (and adaptive tempering).
         evaluate_samples: samples of each evaluation; their energy calls are counted.

@@ -18,7 +18,7 @@ from pyrocg.energies.abstract import Energy
 from pyrocg.energies.toy import DoubleWell, GaussianMixture
 from pyrocg.losses import WeightPriorELBO
 from pyrocg.objectives import PathGradientELBO
-from pyrocg.optimization import warmup_cosine
+from pyrocg.optimization import default_optimizer, warmup_cosine
 from pyrocg.target import BoltzmannTarget
 from pyrocg.tempering import AdaptiveSchedule, FixedSchedule, LinearSchedule
 from pyrocg.training import fit
@@ -441,3 +441,15 @@ def test_a_missing_folder_is_found_before_training(tmp_path):
     with pytest.raises(FileNotFoundError, match="expected the folder of"):
         fit(model(), **QUICK, **QUIET, checkpoint=tmp_path / "none" / "state.pt")
     assert energy.calls == 0
+
+
+def test_the_default_optimiser_leaves_long_stacks_alone():
+    """Preconditioned dimensions of layers, of short stacks and of long ones."""
+    shapes = {(256, 40): [256, 40], (6, 10, 300): [6, 10, 300], (256, 2, 7): [2, 7]}
+    parameters = [torch.nn.Parameter(torch.randn(shape)) for shape in shapes]
+    optimizer = default_optimizer(parameters, 1e-3)
+    sum(p.square().sum() for p in parameters).backward()
+    optimizer.step()
+    found = [[len(g) for g in optimizer.state[p]["GG"] if len(g)] for p in parameters]
+    assert found == list(shapes.values())
+    assert len(default_optimizer(parameters[:2], 1e-3).param_groups) == 1
