@@ -63,12 +63,15 @@ def parse() -> argparse.Namespace:
 
 
 class System:
-    """One peptide: molecule, target in single precision, coordinates, basins."""
+    """One peptide: molecule, target (single precision, capped in training), coordinates, basins."""
 
     def __init__(self, sequence: str, out: Path) -> None:
         self.molecule = pyrocg.peptide(sequence, forcefield=FORCEFIELD)
         self.coordinates = pyrocg.InternalCoordinates(self.molecule)
         self.target = self._target(torch.float32)
+        kt = 1.0 / self.target.beta
+        capped = pyrocg.CappedEnergy(self.target.energy, 1000.0 * kt, 100.0 * kt)
+        self.target = pyrocg.BoltzmannTarget(capped, TEMPERATURE)
         self.file = out / f"{sequence}-basins.pt"
 
     def _target(self, dtype: torch.dtype) -> pyrocg.BoltzmannTarget:

@@ -29,7 +29,7 @@ from pyrocg.coordinates import (
 )
 from pyrocg.decoders import GaussianDecoder
 from pyrocg.encoders import GaussianEncoder
-from pyrocg.energies.abstract import Energy
+from pyrocg.energies.abstract import CappedEnergy, Energy
 from pyrocg.energies.toy import DoubleWell
 from pyrocg.geometry import standard_observables
 from pyrocg.observables import Observable, double_well_observables
@@ -110,7 +110,7 @@ def build_system(config: Config) -> System:
     kinds = {"internal": InternalCoordinates, "cartesian": CartesianCoordinates}
     return System(
         molecule=molecule,
-        target=BoltzmannTarget(_energy(molecule, config.system), config.system.temperature),
+        target=_target(molecule, config.system),
         coordinates=kinds[config.coordinates.kind](molecule),
         observables=standard_observables(molecule),
         reference=_shipped_reference(config.system),
@@ -279,6 +279,21 @@ def _molecule(options: SystemOptions) -> Molecule:
         assert options.pdb is not None
         return Molecule.from_pdb(options.pdb, files)
     return peptide(options.peptide or "A", files)
+
+
+def _target(molecule: Molecule, options: SystemOptions) -> BoltzmannTarget:
+    """The Boltzmann density, capped if asked for: then one overlap does not spoil a whole batch."""
+    target = BoltzmannTarget(_energy(molecule, options), options.temperature)
+    if options.energy_cap is None:
+        return target
+    width = options.energy_cap / target.beta
+    given = float(target.energy(torch.from_numpy(molecule.positions.copy())[None]))
+    if not math.isfinite(given):
+        raise ValueError(
+            f"expected a structure with a finite energy, got {given}: atoms overlap; minimise it"
+        )
+    capped = CappedEnergy(target.energy, given + width, 0.1 * width)
+    return BoltzmannTarget(capped, options.temperature)
 
 
 def _energy(molecule: Molecule, options: SystemOptions) -> Energy:

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import torch
 
 from pyrocg.config import resolve
 from pyrocg.energies.terms import UnsupportedForceError
@@ -37,3 +38,25 @@ def test_an_engine_that_does_not_cover_a_force_is_refused_by_its_name(walled: di
     )
     with pytest.raises(UnsupportedForceError, match=message):
         build_system(resolve({"system": {"engine": "copies"}}, walled))
+
+
+def test_the_energy_of_a_peptide_is_capped_while_training_and_exact_in_weights() -> None:
+    def built(**options):
+        given = {"kind": "peptide", "peptide": "G", "engine": "openmm", **options}
+        system = build_system(resolve({"system": {**given, "platform": "Reference"}}))
+        assert system.molecule is not None
+        positions = torch.from_numpy(system.molecule.positions.copy())
+        overlapping = positions.clone()
+        overlapping[4] = overlapping[0] + 0.001
+        return system.target, positions, overlapping
+
+    target, positions, overlapping = built(energy_cap=200.0)
+    exact = target.exact.energy
+    given, kt = float(exact(positions)), 1 / target.beta
+    assert float(target.energy(positions)) == pytest.approx(given)
+    assert float(exact(overlapping)) > given + 1000 * kt
+    assert given + 200 * kt < float(target.energy(overlapping)) < given + 400 * kt
+    assert target.energy.cap == pytest.approx(given + 200 * kt)
+    assert built()[0].energy.cap == pytest.approx(given + 1000 * kt)
+    plain = build_system(resolve({"system": {"kind": "alanine-dipeptide"}})).target
+    assert plain.energy is plain.energy.exact
