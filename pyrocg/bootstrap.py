@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyrocg.tails import tail_mean_draws, tail_size
+from pyrocg.tails import tail_mean_draws, tail_size, widened
 
 __all__ = [
     "Bootstrap",
@@ -119,7 +119,8 @@ def heavy_tails(weights: Tensor, component: Tensor, n_draws: int, seed: int) -> 
 
     Few samples miss the largest weights of a heavy tail, and with them most of the variance. So
     the excess over a threshold is taken as generalised Pareto with unknown parameters, see
-    :func:`pyrocg.tails.tail_mean_draws`. The mean of such draws moves the weight of a component
+    :func:`pyrocg.tails.tail_mean_draws`, and their mean as uncertain as the bootstrap says, or
+    more, see :func:`pyrocg.tails.widened`. The mean of such draws moves the weight of a component
     away from that of its samples, by :math:`b_c`. If the distribution does not fit, it moves all
     components the same way, while their errors cancel. So a common factor makes them b' with
 
@@ -151,8 +152,9 @@ def heavy_tails(weights: Tensor, component: Tensor, n_draws: int, seed: int) -> 
         own = own[w[own] > threshold]  # fewer, where weights are equal
         if len(own) < 2 or float(w[own[-1]] - w[own[0]]) < 1e-10 * float(w[own[-1]]):
             continue
-        means = threshold + tail_mean_draws(w[own] - threshold, n_draws, generator)
-        found.append(Tail(own, means))
+        excess = w[own] - threshold
+        draws = widened(tail_mean_draws(excess, n_draws, generator), excess)
+        found.append(Tail(own, threshold + draws))
     return _moved_no_further(found, w)
 
 

@@ -16,12 +16,13 @@ from torch import Tensor
 from pyrocg.arviz_compat import pareto_smooth
 from pyrocg.distributions import wrap
 from pyrocg.estimates import Estimate
-from pyrocg.weights import ess
+from pyrocg.weights import ess, log_mean_exp
 
 __all__ = ["Caution", "of_components", "of_model_bias", "of_populations", "of_weights"]
 
 Array: TypeAlias = NDArray[np.float64]
 NEARLY_EQUAL = 0.95  # ESS above which weights differ too little for their tail to matter
+FAR = math.log(3.0)  # of a log weight above that of their mean
 MAX_PARETO_K = 0.7
 FEW = 400  # effective samples
 FEW_IN_POPULATION = 50  # effective samples
@@ -98,7 +99,8 @@ def of_components(component: NDArray[np.int64], log_weights: Tensor) -> Iterator
     """Cautions about the components of a mixture latent.
 
     ``component_without_weight``: its samples weigh nothing; ``component_pareto_k``: k-hat of its
-    weights is above 0.7, unless their ESS is above 95 %.
+    weights is above 0.7, unless they are nearly equal, with an ESS above 95 % and none above
+    thrice their mean.
 
     Args:
         component: of every sample, shape ``(n,)``.
@@ -113,8 +115,10 @@ def of_components(component: NDArray[np.int64], log_weights: Tensor) -> Iterator
             )
             yield Caution("component_without_weight", text)
             continue
-        k_hat = pareto_smooth(log_weights[own].numpy())[1]
-        if MAX_PARETO_K < k_hat < math.inf and float(ess(log_weights[own])) < NEARLY_EQUAL:
+        log_w = log_weights[own]
+        k_hat = pareto_smooth(log_w.numpy())[1]
+        uneven = float(ess(log_w)) < NEARLY_EQUAL or float(log_w.max() - log_mean_exp(log_w)) > FAR
+        if MAX_PARETO_K < k_hat < math.inf and uneven:
             text = (
                 f"Pareto k-hat of component {k + 1} is {k_hat:.3f}, above {MAX_PARETO_K}: the "
                 "weight of its basin cannot be trusted; train longer"

@@ -8,7 +8,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-__all__ = ["tail_mean_draws", "tail_size"]
+__all__ = ["tail_mean_draws", "tail_size", "widened"]
 
 Limits: TypeAlias = tuple[float, float]
 # prior of the shape: ten samples with k = 1/2, whose k-hat has the variance (1 + k)² / 10
@@ -40,9 +40,7 @@ def tail_mean_draws(excess: Tensor, n_draws: int, generator: torch.Generator) ->
               \qquad E[x \mid k, \sigma] = \frac{\sigma}{1 - k}
 
     the generalised Pareto distribution, on a grid. Few samples say little about k, so the mean may
-    be much larger than theirs, and hardly smaller. Where the samples' own mean is more than twice
-    every draw, as that of many samples near 0 and a few far off, the distribution does not fit:
-    then the draws are scaled to that mean.
+    be much larger than theirs, and hardly smaller.
 
     Source: Pickands (1975), "Statistical inference using extreme order statistics", for the
     distribution; Vehtari, Simpson, Gelman, Yao and Gabry (2024), "Pareto smoothed importance
@@ -74,9 +72,30 @@ def tail_mean_draws(excess: Tensor, n_draws: int, generator: torch.Generator) ->
     k, log_scale = _points(shapes), _points(log_scales)
     p = _posterior(x / unit, k, log_scale).flatten()
     means = (unit * log_scale.exp() / (1 - k[:, None])).flatten()
-    draws = means[torch.multinomial(p, n_draws, replacement=True, generator=generator)]
-    own = x.mean()  # far above every draw: no such distribution fits, and its mean is too low
-    return draws * (own / draws.mean()) if own > 2 * draws.max() else draws
+    return means[torch.multinomial(p, n_draws, replacement=True, generator=generator)]
+
+
+def widened(draws: Tensor, excess: Tensor) -> Tensor:
+    r"""Draws of a tail's mean, spread at least as the bootstrap, around at least the own mean.
+
+    The generalised Pareto distribution does not fit every tail: of many samples near the threshold
+    and a few far off it says too little, and is too sure. So draws are moved up to the mean of the
+    samples, if theirs is lower, and spread out to :math:`s/\sqrt m`, if they are closer together;
+    none is below 0.
+
+    Args:
+        draws: of :func:`tail_mean_draws`, shape ``(n_draws,)``.
+        excess: shape ``(m,)``.
+
+    Example:
+        >>> import torch
+        >>> x = torch.tensor([0.0, 0.0, 0.0, 4.0]).double()
+        >>> widened(torch.tensor([0.4, 0.6]).double(), x).round(decimals=3).tolist()
+        [0.293, 1.707]
+    """
+    centre, error = draws.mean(), excess.std() / math.sqrt(len(excess))
+    factor = max(1.0, float(error / draws.std())) if bool(draws.std() > 0) else 1.0
+    return (torch.maximum(centre, excess.mean()) + factor * (draws - centre)).clamp(min=0.0)
 
 
 def _posterior(x: Tensor, shapes: Tensor, log_scales: Tensor) -> Tensor:

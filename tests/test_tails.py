@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from pyrocg.tails import tail_mean_draws, tail_size
+from pyrocg.tails import tail_mean_draws, tail_size, widened
 
 
 def generalised_pareto(m, k, scale, seed):
@@ -70,8 +70,14 @@ def test_a_tail_of_two_groups_keeps_its_mean():
     generator = torch.Generator().manual_seed(0)
     x = 1e-9 * torch.rand(200, dtype=torch.float64, generator=generator)
     x[:20] = 4.0
-    draws = tail_mean_draws(x, 1000, generator)
-    assert draws.mean().item() == pytest.approx(x.mean().item())
+    draws = widened(tail_mean_draws(x, 1000, generator), x)
+    assert draws.mean().item() == pytest.approx(x.mean().item(), rel=0.01)
+    assert draws.std().item() == pytest.approx(x.std().item() / math.sqrt(200), rel=0.05)
+
+
+def test_draws_that_are_wide_and_high_enough_stay():
+    draws = torch.linspace(1.0, 3.0, 50, dtype=torch.float64)
+    torch.testing.assert_close(widened(draws, torch.linspace(0.9, 1.1, 40).double()), draws)
 
 
 def test_the_mean_of_a_tail_scales_with_it_and_repeats():
