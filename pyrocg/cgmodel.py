@@ -244,10 +244,10 @@ class CoarseGrainedModel(nn.Module):
 
         Where more than three columns tell the basins apart there are many components. Then the
         networks are told of a component by the place of its centre, instead of one-hot, so that
-        neighbours learn from each other, and by 16 learned numbers, so that they can differ; those
-        of the torsions have two hidden layers of 128 units, in place of 64; and
-        the torsions among the columns are drawn one after another, each knowing those before, so
-        that z need not explain all their correlations.
+        neighbours learn from each other, and by 16 learned numbers, so that they can differ. The
+        torsions among the columns are drawn one after another, each knowing those before, so that z
+        need not explain all their correlations; their networks have two hidden layers of 128 units,
+        in place of 64.
 
         Args:
             target: the Boltzmann density.

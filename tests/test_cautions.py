@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 import torch
 
+from pyrocg.arviz_compat import pareto_smooth
 from pyrocg.bootstrap import Bootstrap
 from pyrocg.cautions import Caution, of_components, of_model_bias, of_populations, of_weights
 from pyrocg.estimates import Estimate
 from pyrocg.estimators import WeightedSample
 from pyrocg.observables import Observable
+from pyrocg.weights import ess
 
 EQUAL = torch.zeros(1000, dtype=torch.float64)
 
@@ -137,3 +139,13 @@ def test_the_error_of_a_difference_is_that_of_the_side_towards_zero():
     for mean, expected in ((1.0, []), (-1.0, ["model_bias"])):
         plain = Estimate(mean, (mean, mean), 0.95, "nm", 0.0, 0.1, 0.0, np.full(1000, mean))
         assert codes(of_model_bias({"x": plain}, {"x": corrected})) == expected
+
+
+@pytest.mark.parametrize(("scale", "expected"), [(1e-6, []), (1e-4, ["component_pareto_k"])])
+def test_a_few_large_weights_among_equal_ones_are_a_tail(scale, expected):
+    """With an ESS above 95 % and a k-hat above 0.7 in both cases."""
+    uniform = torch.rand(20_000, generator=torch.Generator().manual_seed(0)).double()
+    log_w = torch.log1p(scale * uniform**-1.2)
+    assert ess(log_w) > 0.95
+    assert pareto_smooth(log_w.numpy())[1] > 0.7
+    assert codes(of_components(np.zeros(20_000, dtype=np.int64), log_w)) == expected
