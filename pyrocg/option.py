@@ -24,7 +24,8 @@ class Option:
         key: its name there.
         type: int, float, str or bool; of the items, if it is a list.
         is_list: whether it takes several values.
-        limits: ``low``, ``high`` (inclusive), ``above``, ``below`` (exclusive), ``choices``.
+        limits: ``low``, ``high`` (inclusive), ``above``, ``below`` (exclusive), ``choices``,
+            and what infinity, else refused, stands for: ``infinity``.
         help: what it is.
         flag: on the command line, without dashes.
     """
@@ -45,6 +46,8 @@ class Option:
         signs = {"low": "of at least", "above": "above", "high": "at most", "below": "below"}
         parts = [f"{signs[k]} {v}" for k, v in self.limits.items() if k in signs]
         what = " ".join([words[self.type], " and ".join(parts)]).strip()
+        if "infinity" in self.limits:
+            what += f" (inf: {self.limits['infinity']})"
         return f"a list, each {what}" if self.is_list else what
 
     def check(self, value: Any) -> Any:
@@ -63,7 +66,7 @@ class Option:
         if self.type is float and isinstance(item, int) and not isinstance(item, bool):
             item = float(item)
         right = isinstance(item, self.type) and (self.type is bool) == isinstance(item, bool)
-        if not right or (self.type is float and not math.isfinite(item)) or item == "":
+        if not right or item == "" or (self.type is float and not self._defined(item)):
             raise self._refused(whole)
         limits = self.limits
         inside = (
@@ -76,6 +79,9 @@ class Option:
         if not inside:
             raise self._refused(whole)
         return item
+
+    def _defined(self, number: float) -> bool:
+        return math.isfinite(number) or (number == math.inf and "infinity" in self.limits)
 
     def _refused(self, value: Any) -> ValueError:
         return ValueError(f"{self.section}.{self.key}: expected {self.expected()}, got {value!r}")

@@ -42,7 +42,9 @@ class SystemOptions:
     platform: str | None = option("OpenMM platform (Reference, CPU, CUDA, ...); engine openmm")
     workers: int | None = option("processes that share a batch; engine openmm", low=1)
     energy_cap: float | None = option(
-        "kT above the energy of the given structure from where training sees it compressed", above=0
+        "kT above the energy of the given structure from where training sees it compressed",
+        above=0,
+        infinity="never",
     )
 
 

@@ -284,7 +284,7 @@ def _molecule(options: SystemOptions) -> Molecule:
 def _target(molecule: Molecule, options: SystemOptions) -> BoltzmannTarget:
     """The Boltzmann density, capped if asked for: then one overlap does not spoil a whole batch."""
     target = BoltzmannTarget(_energy(molecule, options), options.temperature)
-    if options.energy_cap is None:
+    if options.energy_cap in (None, math.inf):
         return target
     width = options.energy_cap / target.beta
     given = float(target.energy(torch.from_numpy(molecule.positions.copy())[None]))

@@ -162,6 +162,13 @@ class TrainingState:
         """
         state = load_state(path)
         then, now = state["settings"], self._settings()
+        groups, wanted = len(then.get("base_rates", [])), len(now["base_rates"])
+        if groups != wanted:
+            raise ValueError(
+                f"expected an optimiser of {wanted} groups of parameters in {path}, got one of "
+                f"{groups}: it was written with another optimiser or by another version of pyrocg; "
+                "train again, or give another checkpoint"
+            )
         changed = [name for name in now if now[name] != then.get(name)]
         if changed:
             was = ", ".join(f"{name}={then.get(name)}" for name in changed)

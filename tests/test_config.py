@@ -69,6 +69,11 @@ REFUSED = {
     "float for int": ({"fit": {"steps": 1.5}}, r"fit\.steps: .*got 1\.5"),
     "int for bool": ({"run": {"save_samples": 1}}, r"run\.save_samples: expected true or false"),
     "nan": ({"fit": {"learning_rate": float("nan")}}, r"fit\.learning_rate: .*got nan"),
+    "infinite": ({"fit": {"learning_rate": float("inf")}}, r"fit\.learning_rate: .*got inf"),
+    "minus infinity": (
+        {"system": {"kind": "peptide", "peptide": "A", "energy_cap": -float("inf")}},
+        r"system\.energy_cap: expected a number above 0 \(inf: never\), got -inf",
+    ),
     "exclusive": ({"predict": {"level": 1.0}}, r"predict\.level: .*above 0 and below 1, got 1\.0"),
     "one draw": ({"predict": {"n_draws": 1}}, r"predict\.n_draws: .*of at least 2, got 1"),
     "basins of another": (
@@ -127,6 +132,14 @@ def test_parse_words() -> None:
     assert parse(options("system")["pdb"], ["3.pdb"]) == "3.pdb"
     with pytest.raises(ValueError, match=r"fit\.steps: expected an integer.*got '1e3'"):
         parse(options("fit")["steps"], ["1e3"])
+
+
+def test_infinity_where_it_means_something() -> None:
+    given = {"system": {"kind": "peptide", "peptide": "A", "energy_cap": float("inf")}}
+    config = resolve(given)
+    assert config.system.energy_cap == float("inf")
+    assert resolve(tomllib.loads(to_toml(config))) == config
+    assert parse(options("system")["energy_cap"], ["inf"]) == float("inf")
 
 
 def test_flags_are_unique() -> None:

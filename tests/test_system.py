@@ -58,5 +58,7 @@ def test_the_energy_of_a_peptide_is_capped_while_training_and_exact_in_weights()
     assert given + 200 * kt < float(target.energy(overlapping)) < given + 400 * kt
     assert target.energy.cap == pytest.approx(given + 200 * kt)
     assert built()[0].energy.cap == pytest.approx(given + 1000 * kt)
+    uncapped = built(energy_cap=float("inf"))[0]
+    assert uncapped.energy is uncapped.energy.exact
     plain = build_system(resolve({"system": {"kind": "alanine-dipeptide"}})).target
     assert plain.energy is plain.energy.exact

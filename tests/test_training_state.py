@@ -46,3 +46,15 @@ def test_a_training_on_a_gpu_goes_on_to_the_same_numbers(tmp_path):
         )
     resumed = fit(solved_model().cuda(), **FEW | {"steps": 4}, checkpoint=half)
     assert resumed.history["elbo"] == whole.history["elbo"]
+
+
+def test_a_checkpoint_of_an_optimiser_with_other_groups_says_so(tmp_path):
+    file = tmp_path / "state.pt"
+    fit(solved_model(), **FEW, checkpoint=file)
+
+    def in_two_groups(parameters):
+        first, *others = parameters
+        return torch.optim.Adam([{"params": [first]}, {"params": others}], lr=1e-3)
+
+    with pytest.raises(ValueError, match=r"an optimiser of 2 groups .* got one of 1: .*version"):
+        fit(solved_model(), **FEW, checkpoint=file, optimizer=in_two_groups)
