@@ -113,3 +113,12 @@ def test_a_chain_without_weight():
 def test_refused(values, log_weights, level, message):
     with pytest.raises(ValueError, match=message):
         average(values, log_weights, name="x", level=level)
+
+
+@pytest.mark.parametrize("standing", [[0.0, 1.0, 0.0, 1.0], [0.0, 0.0, 0.0, 1.0]])
+def test_chains_that_stand_still_apart_do_not_agree(standing):
+    values = np.repeat(np.array(standing)[:, None], 50, axis=1)
+    found = average(values, np.zeros(values.shape), name="x")
+    assert found.r_hat > 1e6
+    assert found.transitions == 0
+    assert any("the chains do not agree" in warning for warning in found.warnings)

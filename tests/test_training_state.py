@@ -32,22 +32,6 @@ def test_the_generator_of_the_gpu_in_use_is_saved_and_restored(tmp_path, monkeyp
     assert put == [(torch.tensor([8]), 1)]
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_a_training_on_a_gpu_goes_on_to_the_same_numbers(tmp_path):
-    whole = fit(solved_model().cuda(), **FEW | {"steps": 4})
-    half = tmp_path / "state.pt"
-    stops = iter([False, True])
-    with pytest.raises(KeyboardInterrupt):
-        fit(
-            solved_model().cuda(),
-            **FEW | {"steps": 4},
-            checkpoint=half,
-            interrupted=lambda: next(stops),
-        )
-    resumed = fit(solved_model().cuda(), **FEW | {"steps": 4}, checkpoint=half)
-    assert resumed.history["elbo"] == whole.history["elbo"]
-
-
 def test_a_checkpoint_of_an_optimiser_with_other_groups_says_so(tmp_path):
     file = tmp_path / "state.pt"
     fit(solved_model(), **FEW, checkpoint=file)
