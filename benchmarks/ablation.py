@@ -2,9 +2,9 @@
 
 Run: python benchmarks/ablation.py [--seeds 0] [--steps 1500] [--rows rows.jsonl]
 
-Trains models that differ from the default in one thing each, with as many steps of as many samples,
-and predicts the same from all. With --rows the results are kept in a file; what it has is not run
-again. The last rows start from the paper's Gaussian decoder and go up to the default.
+Trains models that differ from the default in one thing each, with as many samples, and predicts the
+same from all. With --rows the results are kept in a file; what it has is not run again. The last
+rows start from the paper's Gaussian decoder and go up to the default.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from pyro.infer import ELBO, Trace_ELBO
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import pyrocg
 from pyrocg.config import resolve
@@ -32,17 +33,19 @@ from pyrocg.system import (
 )
 
 BASINS = ("left", "alpha", "beta")
+BATCH = 252  # of the default
 
 
 @dataclass(frozen=True)
 class Variant:
-    """What differs from the default: options by section, and the loss."""
+    """What differs from the default: options by section, the loss, and whose weights predict."""
 
     model: dict[str, Any] = field(default_factory=dict)
     fit: dict[str, Any] = field(default_factory=dict)
     schedule: dict[str, Any] = field(default_factory=dict)
     coordinates: dict[str, Any] = field(default_factory=dict)
     loss: Callable[[], ELBO] = PathGradientELBO
+    averaged: bool = False
 
 
 GAUSSIAN = {"kind": "gaussian"}
@@ -54,6 +57,9 @@ VARIANTS = {
         fit={"optimizer": "adam", "learning_rate": 1e-3}
     ),
     "gradients clipped at a norm of 100": Variant(fit={"clip_norm": 100.0}),
+    "batches of 64, as many samples": Variant(fit={"num_samples": 64, "evaluate_every": 400}),
+    "batches of 1008, as many samples": Variant(fit={"num_samples": 1008, "evaluate_every": 25}),
+    "weights averaged over the last 100 steps or so": Variant(averaged=True),
     "Trace_ELBO in place of path gradients": Variant(loss=Trace_ELBO),
     "AnalyticEntropyELBO in place of path gradients": Variant(loss=AnalyticEntropyELBO),
     "ForwardKLELBO in place of the reverse KL": Variant(loss=ForwardKLELBO),
@@ -108,27 +114,39 @@ def main() -> None:
 
 def measured(variant: Variant, seed: int, options: argparse.Namespace) -> dict[str, Any]:
     """Train and predict."""
+    steps = options.steps * BATCH // variant.fit.get("num_samples", BATCH)
     config = resolve(
         {
             "system": {"kind": "alanine-dipeptide"},
             "coordinates": variant.coordinates,
             "model": variant.model,
             "schedule": variant.schedule,
-            "fit": {"steps": options.steps, "seed": seed, **variant.fit},
+            "fit": {"steps": steps, "seed": seed, **variant.fit},
         }
     )
     system = build_system(config)
     basins = build_basins(config, system) if config.model.kind == "basins" else None
     model = build_model(config, system, basins)
     given = {name: value for name, value in vars(config.fit).items() if name != "optimizer"}
+    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.99))
+
+    def average_only() -> bool:
+        average.update_parameters(model)
+        return False
+
     result = pyrocg.fit(
         model,
         optimizer=build_optimizer(config.fit),
         loss=variant.loss(),
         schedule=build_schedule(config.schedule),
         progress=False,
+        interrupted=average_only if variant.averaged else None,
         **given,
     )
+    if variant.averaged:
+        torch.nn.utils.vector_to_parameters(
+            torch.nn.utils.parameters_to_vector(average.module.parameters()), model.parameters()
+        )
     assert system.molecule is not None
     chosen = basin_populations(system.molecule)
     found = pyrocg.predict(model, chosen, options.samples, seed=1000 + seed, progress=False)
