@@ -25,7 +25,8 @@ LEVELS = [
     "energies.customgb energies.expressions energies.formulas energies.geometry energies.implicit "
     "energies.nonbonded energies.openmm energies.operations energies.program energies.quadrature "
     "energies.splines energies.terms energies.toy energies.copies energies.replicas "
-    "energies.custompairs coordinates intervals placement rotors bijections cartesian internal",
+    "energies.graphed energies.custompairs coordinates intervals placement rotors bijections "
+    "cartesian internal",
     # 3: the target, and distributions given latents or coordinates
     "target basins priors encoders decoders weight_priors losses entropies couplings "
     "coupling_decoder minima basin_search flow_prior traces",

@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 from torch import Tensor
 
+from pyrocg.energies.graphed import Graphed
 from pyrocg.energies.terms import Potential
 
 __all__ = ["Program", "chunk_size", "weighted"]
@@ -35,11 +36,14 @@ class Program:
     """Energies and gradients of batches, in the precision and on the device of a potential.
 
     The potential is compiled at the first call; if that fails, the program says so once and runs it
-    uncompiled. Compiled code runs on one thread, and a batch on the CPU is shared among
-    ``torch.get_num_threads()`` of them: they meet once per batch. Threads inside the code would
-    meet after each of its twenty loops, and lose whenever another process holds a core. No
-    operation around the code is large enough for torch to use OpenMP, whose idle threads spin.
-    Memory beyond that of the results is bounded, whatever the batch.
+    uncompiled. Memory beyond that of the results is bounded, whatever the batch.
+
+    On a GPU small batches of usual sizes become CUDA graphs
+    (:class:`~pyrocg.energies.graphed.Graphed`). On the CPU compiled code runs on one thread, and a
+    batch is shared among ``torch.get_num_threads()`` of them: they meet once per batch. Threads
+    inside the code would meet after each of its twenty loops, and lose whenever another process
+    holds a core. No operation around the code is large enough for torch to use OpenMP, whose idle
+    threads spin.
 
     Args:
         potential: what to evaluate.
@@ -108,6 +112,8 @@ class Program:
                 example = _as_columns(x[:1].expand(2 * _LANES, -1, -1), self._dtype)
                 self._columns = compiled(eager, example)
                 self._columns(_as_columns(x[:1], self._dtype))
+            if self._device.type == "cuda":
+                self._columns = Graphed(self._columns)
         except Exception as error:
             self._columns, self._threaded = eager, False
             reason = " ".join(str(error).split("\n\n")[0].split())
