@@ -174,6 +174,7 @@ OF_DISTANCE = [
     *("select(step(r-r0),r^2,3*r)", "select(floor(5*r),0.1,0.7)", "select(k-3,r,r^2)"),
     *("select(0,k,r)*r", "sqrt(select(1,4,r))+select(0,r,r0)", "log(max(2,select(g,3,r)))*r"),
     *("select(floor(5*r),0.1*r,0.7)", "select(1,r,k)", "select(step(r-r0),log(r-r0),r)"),
+    *("select(2,r^2,log(r)*r)", "select(0,log(r)*r,r^2)"),
     *("r^-6-r^-3", "r^0.5+r^1.7", "k^r", "r^r", "r^k", "(r-0.2)^3", "r^0+r^1", "-r^2^-1"),
     *("r^12/(r^6+1)", "r^99", "5", "k", "g*r^2", "a*r; a=b*b; b=c+k; c=r"),
     "4*k*((s/r)^12-(s/r)^6); s=r0",

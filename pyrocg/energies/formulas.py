@@ -89,8 +89,9 @@ class Formula(Record):
             ValueError: a name or a function is unknown, or a constant index is outside of a table.
         """
         builder = _Builder(variables, parameters, functions or {})
-        builder.placed(builder.build(tree))
-        return cls(tuple(builder.steps), tuple(builder.tables), tuple(builder.looked_up.values()))
+        last = builder.placed(builder.build(tree))  # a choice that is known is an earlier step
+        steps = tuple(builder.steps[: last + 1])
+        return cls(steps, tuple(builder.tables), tuple(builder.looked_up.values()))
 
     def __call__(self, variables: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """Values (rows..., batch) and the derivatives by every variable, of that shape too."""
