@@ -220,10 +220,13 @@ class RunFolder:
         samples = {"positions": prediction.positions} if with_samples else None
         with tempfile.TemporaryDirectory(dir=self.path, prefix=".prediction.") as beside:
             new = RunFolder(Path(beside))
-            if samples is not None:
-                new._write_arrays("samples.npz", samples)
-            new._write_arrays("prediction.npz", arrays)
-            new.write_json("prediction.json", summary)
+            try:
+                if samples is not None:
+                    new._write_arrays("samples.npz", samples)
+                new._write_arrays("prediction.npz", arrays)
+                new.write_json("prediction.json", summary)
+            except OSError as error:
+                raise OSError(str(error).replace(beside, str(self.path))) from error
             for name in ("prediction.json", "samples.npz"):
                 (self.path / name).unlink(missing_ok=True)
             for name in ("samples.npz", "prediction.npz", "prediction.json"):

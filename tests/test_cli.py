@@ -554,7 +554,9 @@ def test_full_disk_while_predicting_leaves_the_former_prediction(
     capsys.readouterr()
     full_after(monkeypatch, n_files)
     assert main([*predict, "200"]) == 1
-    assert "No space left on device" in only_line(capsys)
+    name = ("samples.npz", "prediction.npz", "prediction.json")[n_files]
+    expected = f"expected to write {folder / name}, got: No space left on device"
+    assert expected in only_line(capsys)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
