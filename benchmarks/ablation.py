@@ -18,9 +18,11 @@ from typing import Any
 
 import torch
 from pyro.infer import ELBO, Trace_ELBO
+from torch.nn.utils import parameters_to_vector, vector_to_parameters
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import pyrocg
+from pyrocg.cgmodel import CoarseGrainedModel
 from pyrocg.config import resolve
 from pyrocg.geometry import basin_populations
 from pyrocg.objectives import AnalyticEntropyELBO, ForwardKLELBO, PathGradientELBO
@@ -31,6 +33,7 @@ from pyrocg.system import (
     build_schedule,
     build_system,
 )
+from pyrocg.weights import component_shares
 
 BASINS = ("left", "alpha", "beta")
 BATCH = 252  # of the default
@@ -112,6 +115,28 @@ def main() -> None:
             print(line(row), flush=True)
 
 
+class Average:
+    """The average of a model's weights over its last 100 steps or so."""
+
+    def __init__(self, model: CoarseGrainedModel) -> None:
+        self.model, self.mean = model, AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.99))
+
+    def __call__(self) -> bool:
+        """Take a step into account; false, as the training goes on."""
+        self.mean.update_parameters(self.model)
+        return False
+
+    def take_over(self) -> None:
+        """Put the average into the model, with the shares of its components."""
+        averaged = parameters_to_vector(self.mean.module.parameters())
+        vector_to_parameters(averaged, self.model.parameters())
+        prior = self.model.prior
+        samples = [self.model.sample(1024) for _ in range(10)]
+        log_w = torch.cat([s.log_weights for s in samples])
+        component = torch.cat([s.latents["component"] for s in samples])
+        prior.set_shares(component_shares(log_w, component, prior.shares))
+
+
 def measured(variant: Variant, seed: int, options: argparse.Namespace) -> dict[str, Any]:
     """Train and predict."""
     steps = options.steps * BATCH // variant.fit.get("num_samples", BATCH)
@@ -128,25 +153,18 @@ def measured(variant: Variant, seed: int, options: argparse.Namespace) -> dict[s
     basins = build_basins(config, system) if config.model.kind == "basins" else None
     model = build_model(config, system, basins)
     given = {name: value for name, value in vars(config.fit).items() if name != "optimizer"}
-    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.99))
-
-    def average_only() -> bool:
-        average.update_parameters(model)
-        return False
-
+    average = Average(model) if variant.averaged else None
     result = pyrocg.fit(
         model,
         optimizer=build_optimizer(config.fit),
         loss=variant.loss(),
         schedule=build_schedule(config.schedule),
         progress=False,
-        interrupted=average_only if variant.averaged else None,
+        interrupted=average,
         **given,
     )
-    if variant.averaged:
-        torch.nn.utils.vector_to_parameters(
-            torch.nn.utils.parameters_to_vector(average.module.parameters()), model.parameters()
-        )
+    if average is not None:
+        average.take_over()
     assert system.molecule is not None
     chosen = basin_populations(system.molecule)
     found = pyrocg.predict(model, chosen, options.samples, seed=1000 + seed, progress=False)

@@ -179,7 +179,7 @@ def container(groups: Mapping[str, Any]) -> Any:
 def convergence(values: NDArray[np.float64]) -> tuple[float, float]:
     """Return R-hat and bulk ESS of values ``(n_chains, n_records)``; NaN where they say nothing.
 
-    R-hat is infinite where chains differ and stand still.
+    R-hat is huge or infinite where chains differ and stand still.
     """
     if values.shape[1] < 4 or np.ptp(values) == 0:
         return math.nan, math.nan

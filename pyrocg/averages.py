@@ -135,7 +135,7 @@ def _warnings(name: str, r_hat: float, transitions: int | None) -> tuple[str, ..
     found = []
     if r_hat > _HIGHEST_R_HAT:
         found.append(
-            f"R-hat of {name} is {r_hat:.3f}, above {_HIGHEST_R_HAT}: the chains do not agree yet; "
+            f"R-hat of {name} is {r_hat:.4g}, above {_HIGHEST_R_HAT}: the chains do not agree yet; "
             "run longer"
         )
     if transitions is not None and transitions < _FEWEST_TRANSITIONS:

@@ -198,7 +198,7 @@ def _engine(system: System, quiet: bool) -> dict[str, Any]:
     if not quiet and system.molecule is not None:
         note(f"energies by {engine['name']}: {engine['reason']}")
         if engine["name"] != "OpenMMEnergy":
-            note("if they are to be compiled first, that takes up to a minute")
+            note("if they are to be compiled first, that takes up to two minutes")
         if (n_atoms := system.molecule.n_atoms) > _MANY_ATOMS:
             note(
                 f"warning: {n_atoms} atoms; models of more than some tens take long to train, and "

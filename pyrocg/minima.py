@@ -14,6 +14,8 @@ Potential: TypeAlias = Callable[[Tensor], Tensor]
 """From u (n, n_coordinates) to nats (n,), differentiable."""
 
 FLATTEST = 0.05  # smallest curvature, in nats per squared unit of u, that a component may have
+_HALVINGS = [2.0**-k for k in range(6)]  # of a Newton step
+_ROUNDING = 1e-12
 _CONVERGED = 0.01  # nats that the next Newton step promises below what is taken for a minimum
 
 
@@ -24,8 +26,13 @@ def evaluate(potential: Potential, u: Tensor) -> Tensor:
 
 
 def _gradient(potential: Potential, u: Tensor) -> Tensor:
+    return _with_gradient(potential, u)[1]
+
+
+def _with_gradient(potential: Potential, u: Tensor) -> tuple[Tensor, Tensor]:
     u = u.detach().requires_grad_()
-    return torch.autograd.grad(potential(u).sum(), u)[0]
+    value = potential(u)
+    return value.detach(), torch.autograd.grad(value.sum(), u)[0]
 
 
 def descend(
@@ -36,6 +43,9 @@ def descend(
     fixed: Tensor | None = None,
 ) -> Tensor:
     """Minimise from every start by Adam, whose steps do not depend on the force's size.
+
+    They can leave a minimum for a wall behind it, so the result is the lowest point that each start
+    came by, the start included.
 
     Args:
         potential: in nats; where its gradient is not finite, a start stays where it is.
@@ -52,25 +62,35 @@ def descend(
     u = u.clone().requires_grad_()
     adam = torch.optim.Adam([u], lr=0.1, betas=(0.8, 0.95))
     rates = torch.optim.lr_scheduler.CosineAnnealingLR(adam, steps, eta_min=1e-3)
+    best, lowest = u.detach().clone(), torch.full_like(u[:, 0].detach(), torch.inf)
     for _ in bar(range(steps)):
-        gradient = _gradient(potential, u).nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
+        value, gradient = _with_gradient(potential, u)
+        best, lowest = _lower(u, value, best, lowest)
+        gradient = gradient.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
         if fixed is not None:
             gradient[:, fixed] = 0.0
         u.grad = gradient
         adam.step()
         rates.step()
-    return u.detach()
+    return _lower(u, evaluate(potential, u.detach()), best, lowest)[0]
+
+
+def _lower(u: Tensor, value: Tensor, best: Tensor, lowest: Tensor) -> tuple[Tensor, Tensor]:
+    """The lower one of two points in each row, and its value."""
+    better = value < lowest
+    return torch.where(better[:, None], u.detach(), best), torch.where(better, value, lowest)
 
 
 def newton(potential: Potential, u: Tensor, max_steps: int = 12) -> tuple[Tensor, Tensor]:
     """Newton steps down to a minimum, none longer than 0.5 along any axis of the Hessian.
 
-    Axes of negative curvature are followed downhill, by its absolute value.
+    Axes of negative curvature are followed downhill, by its absolute value. A step that leads
+    uphill is halved, up to five times.
 
     Args:
         potential: in nats.
         u: one start, shape ``(n_coordinates,)``.
-        max_steps: it ends sooner where a step moves no coordinate by 1e-4.
+        max_steps: it ends sooner where a step moves no coordinate by 1e-4, or only uphill.
 
     Returns:
         The last point, and the Hessian there.
@@ -85,11 +105,16 @@ def newton(potential: Potential, u: Tensor, max_steps: int = 12) -> tuple[Tensor
         if not bool(hessian.isfinite().all()):
             break
         values, vectors = torch.linalg.eigh(hessian)
-        slopes = vectors.mT @ _gradient(potential, u.unsqueeze(0))[0]
+        value, gradient = _with_gradient(potential, u.unsqueeze(0))
+        slopes = vectors.mT @ gradient[0]
         step = vectors @ (slopes / values.abs().clamp(min=FLATTEST)).clamp(-0.5, 0.5)
         if left == 0 or float(step.abs().max()) < 1e-4:
             break
-        u = u - step
+        ends = u - step * torch.tensor(_HALVINGS).to(u)[:, None]
+        downhill = evaluate(potential, ends) <= value + _ROUNDING * value.abs()
+        if not bool(downhill.any()):
+            break
+        u = ends[int(downhill.nonzero()[0])]
     return u, hessian
 
 

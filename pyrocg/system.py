@@ -139,8 +139,8 @@ def engine_of(system: System) -> dict[str, Any]:
 def measure_speed(config: Config, system: System) -> Speed:
     """Time energies and forces of up to five batches as large as in training.
 
-    The batches are copies of the reference configuration and count in :attr:`Energy.calls`; the
-    first call is left out of the time.
+    The batches are copies of the reference configuration and count in :attr:`Energy.calls`; calls
+    that prepare others are left out of the time.
     """
     n = config.fit.num_samples
     with torch.no_grad():
@@ -152,7 +152,8 @@ def measure_speed(config: Config, system: System) -> Speed:
         if gradient.is_cuda:
             torch.cuda.synchronize(gradient.device)
 
-    evaluate()  # compiles, or starts the workers
+    for _ in range(4 if batch.is_cuda else 1):  # compiles, starts workers, captures a CUDA graph
+        evaluate()
     started, done = time.perf_counter(), 0
     while done < 5 * n and (done == 0 or time.perf_counter() - started < 1.0):
         evaluate()

@@ -165,9 +165,9 @@ class TrainingState:
         groups, wanted = len(then.get("base_rates", [])), len(now["base_rates"])
         if groups != wanted:
             raise ValueError(
-                f"expected an optimiser of {wanted} groups of parameters in {path}, got one of "
-                f"{groups}: it was written with another optimiser or by another version of pyrocg; "
-                "train again, or give another checkpoint"
+                f"expected {now['optimizer']} with {wanted} groups of parameters in {path}, got "
+                f"{then.get('optimizer')} with {groups}; resume with the same optimiser and model "
+                "and the same version of pyrocg, or give another checkpoint"
             )
         changed = [name for name in now if now[name] != then.get(name)]
         if changed:

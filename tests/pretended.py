@@ -30,7 +30,7 @@ _INDEXING = {
     _aten.index_put.default,
     _aten.index_put_.default,
     _aten._index_put_impl_.default,
-}  # whose indices may be on the CPU
+}
 
 
 @contextmanager
@@ -110,8 +110,11 @@ class _Calls(TorchFunctionMode):
         device = kwargs.get("device")
         if func in (torch.tensor, torch.as_tensor) and device is not None and _is_gpu(device):
             return func(*args, **kwargs | {"device": "cpu"}).to(PRETENDED)
+        if func is torch.Tensor.new_tensor and isinstance(args[0], _OnGpu):
+            return torch.tensor(args[1], dtype=kwargs.get("dtype", args[0].dtype)).to(PRETENDED)
         if (generator := kwargs.get("generator")) is not None:
-            here = isinstance(args[0], _OnGpu) if device is None else _is_gpu(device)
+            placed = any(isinstance(a, _OnGpu) for a in args)
+            here = placed if device is None else _is_gpu(device)
             if here != generator.on_gpu:
                 raise RuntimeError(f"expected a generator of the device of {func}, got another")
         return func(*args, **kwargs)
@@ -123,10 +126,9 @@ class _Pretended(TorchDispatchMode):
 
 
 def _run(func, args, kwargs):
-    operands = [a for i, a in enumerate(args) if not (i == 1 and func in _INDEXING)]
-    tensors = [t for t in tree_leaves((operands, kwargs)) if isinstance(t, torch.Tensor)]
+    tensors = [t for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)]
     placed = [t for t in tensors if isinstance(t, _OnGpu)]
-    others = [t for t in tensors if not isinstance(t, _OnGpu) and t.dim()]
+    others = [t for t in tensors if not isinstance(t, _OnGpu) and not _may_mix(func, args, t)]
     if placed and others and func not in _TRANSFERS:
         raise RuntimeError(
             f"expected all tensors on one device, got {func} with one of shape "
@@ -144,6 +146,14 @@ def _run(func, args, kwargs):
         return out
     out = tree_map_only(torch.Tensor, _OnGpu, out)
     return return_and_correct_aliasing(func, args, kwargs, out)
+
+
+def _may_mix(func, args, tensor) -> bool:
+    """Whether a tensor of the CPU may be an operand beside tensors of the GPU."""
+    if func in _INDEXING and isinstance(args[0], _OnGpu):  # the indices, and one value to put
+        return any(tensor is t for t in tree_leaves(args[1])) or not tensor.dim()
+    target = args[0] if func._schema.is_mutable else None
+    return torch.Tag.pointwise in func.tags and not tensor.dim() and tensor is not target
 
 
 def _is_gpu(device) -> bool:

@@ -11,6 +11,7 @@ from pyrocg.encoders import BasinPartition
 from pyrocg.energies.abstract import CappedEnergy, Energy
 from pyrocg.energies.compiled import CompiledEnergy
 from pyrocg.energies.toy import DoubleWell, Harmonic, MuellerBrown
+from pyrocg.minima import descend, newton
 from pyrocg.molecules import alanine_dipeptide
 from pyrocg.target import BoltzmannTarget
 
@@ -275,3 +276,26 @@ def test_share_is_checked(share):
         basins_of(covariances(), torch.tensor([0])).linear_gaussian(
             1, torch.zeros(5, dtype=torch.bool), share
         )
+
+
+def test_a_descent_gives_the_lowest_point_it_came_by():
+    """Adam's first step, 0.1 whatever the force, leaves this well for the slope beside it."""
+
+    def potential(u):
+        return -5.0 * torch.exp(-((u[:, 0] / 0.01) ** 2)) - 0.1 * u[:, 0]
+
+    starts = torch.tensor([[0.0], [1.0]]).double()
+    found = descend(potential, starts, 100)
+    assert abs(found[0, 0]) < 0.01
+    assert found[1, 0] > 2.0
+
+
+def test_a_newton_step_that_leads_uphill_is_halved():
+    """The steps of this potential, nearly |u|, are as long as they may be wherever they start."""
+
+    def potential(u):
+        return (1e-4 + u.square().sum(-1)).sqrt()
+
+    u, hessian = newton(potential, torch.tensor([0.2]).double(), max_steps=30)
+    assert abs(u) < 1e-3
+    assert hessian.item() == pytest.approx(100.0, rel=0.01)

@@ -48,7 +48,17 @@ def test_the_pretended_gpu_refuses_what_a_gpu_refuses(gpu):
     there, here = torch.ones(3, device=gpu), torch.ones(3)
     assert (2 * there).sum().item() == 6.0
     assert there[torch.tensor([0, 2])].tolist() == [1.0, 1.0]
-    for mixed in (lambda: there + here, lambda: here.add_(there), lambda: torch.cat([here, there])):
+    one = there.sum()
+    assert (one + torch.tensor(1.0)).item() == 4.0
+    for mixed in (
+        lambda: there + here,
+        lambda: here.add_(there),
+        lambda: torch.cat([here, there]),
+        lambda: torch.stack([torch.tensor(1.0), one]),
+        lambda: torch.tensor(1.0).add_(one),
+        lambda: here[torch.tensor([0, 2], device=gpu)],
+        lambda: there.index_select(0, torch.tensor(1)),
+    ):
         with pytest.raises(RuntimeError, match="expected all tensors on one device"):
             mixed()
     with pytest.raises(RuntimeError, match="expected a generator of the device"):
@@ -121,6 +131,22 @@ def test_copies_on_a_gpu_have_the_forces_of_the_reference_platform(make):
     assert abs(forces - expected).max() <= 1e-6 * abs(expected).max()
 
 
+@needs_a_gpu
+@pytest.mark.parametrize("dtype", [torch.float32, F64])
+def test_cuda_graphs_of_the_energy(dtype):
+    torch.manual_seed(0)
+    molecule = alanine_dipeptide()
+    fast, plain = CompiledEnergy(molecule, dtype), CompiledEnergy(molecule, dtype, compile=False)
+    x = torch.tensor(molecule.positions, dtype=dtype).cuda()
+    for _ in range(6):
+        noisy = x + 0.005 * torch.randn(500, *x.shape, dtype=dtype, device="cuda")
+        expected = energy_and_gradient(plain, noisy)
+        found = energy_and_gradient(fast, noisy)
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-1)
+    (program,) = fast._programs.values()
+    assert len(program._columns._graphs) == 1
+
+
 @pytest.mark.parametrize("kind", [InternalCoordinates, CartesianCoordinates])
 @pytest.mark.parametrize("name", MOLECULES)
 def test_coordinates(kind, name, gpu):
@@ -182,7 +208,7 @@ def test_models_have_the_density_of_the_cpu(name, gpu):
     agree(on_cpu, densities(cg.to(gpu), samples.u.to(gpu), moved), atol=1e-8, rtol=1e-8)
 
 
-# Whole runs: nothing of them is on the CPU by mistake, and files go from one device to the other
+# Whole runs: nothing of them is on the CPU by mistake
 
 
 FEW = {"num_samples": 16, "evaluate_every": 2, "evaluate_samples": 32, "progress": False}

@@ -1,12 +1,13 @@
 """The logic of CUDA graphs, without a GPU: a stand-in records operations and repeats them."""
 
 import contextlib
-import types
+import threading
 
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from pyrocg.energies import graphed as module
 from pyrocg.energies.graphed import Graphed
 
 
@@ -28,23 +29,52 @@ class Recorded(TorchDispatchMode):
             out.copy_(func(*args, **kwargs))
 
 
+class Stream:
+    def __init__(self, name, events):
+        self.name, self.events = name, events
+
+    def wait_stream(self, other):
+        self.events.append(f"{self.name} waits for {other.name}")
+
+
+class Machine:
+    """One that seems to have CUDA: the graphs made on it, and what happened on which stream."""
+
+    def __init__(self, monkeypatch):
+        self.graphs, self.events, self.on = [], [], "main"
+        self.streams = {name: Stream(name, self.events) for name in ("main", "beside", "third")}
+        monkeypatch.setattr(torch.cuda, "CUDAGraph", self.graph)
+        monkeypatch.setattr(torch.cuda, "graph", self.capture)
+        monkeypatch.setattr(torch.cuda, "Stream", lambda _: self.streams["beside"])
+        monkeypatch.setattr(torch.cuda, "current_stream", lambda _: self.streams[self.on])
+        monkeypatch.setattr(torch.cuda, "stream", self.switched)
+        monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+
+    def graph(self):
+        self.graphs.append(Recorded())
+        return self.graphs[-1]
+
+    @contextlib.contextmanager
+    def switched(self, stream):
+        before, self.on = self.on, stream.name
+        try:
+            yield
+        finally:
+            self.on = before
+
+    @contextlib.contextmanager
+    def capture(self, recorded, stream):
+        self.events.append(f"capture on {stream.name}, from {self.on}")
+        with recorded:
+            yield
+
+    def replays(self):
+        return [g.replays for g in self.graphs]
+
+
 @pytest.fixture
-def made(monkeypatch):
-    """The graphs that are made on a machine that seems to have CUDA."""
-    graphs = []
-
-    def graph():
-        graphs.append(Recorded())
-        return graphs[-1]
-
-    stream = types.SimpleNamespace(wait_stream=lambda _: None)
-    monkeypatch.setattr(torch.cuda, "CUDAGraph", graph)
-    monkeypatch.setattr(torch.cuda, "graph", lambda recorded: recorded)
-    monkeypatch.setattr(torch.cuda, "Stream", lambda _: stream)
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda _: stream)
-    monkeypatch.setattr(torch.cuda, "stream", lambda _: contextlib.nullcontext())
-    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
-    return graphs
+def machine(monkeypatch):
+    return Machine(monkeypatch)
 
 
 def columns(x):
@@ -57,60 +87,118 @@ def check(graphed, size):
         torch.testing.assert_close(found, expected, rtol=0, atol=0)
 
 
-def test_a_size_that_comes_again_is_captured_and_has_the_numbers_of_every_call(made):
-    graphed = Graphed(columns)
+def test_a_size_that_comes_again_is_captured_and_has_the_numbers_of_every_call(machine):
+    graphed = Graphed(columns, largest=64)
     for _ in range(2):
         check(graphed, 16)
-    assert not made
+    assert not machine.graphs
     for _ in range(4):
         check(graphed, 16)
-    assert [g.replays for g in made] == [5]  # one of them checked it
+    assert machine.replays() == [5]  # one of them was compared
+    check(graphed, 80)
+    assert machine.replays() == [5]
 
 
-def test_the_sizes_used_last_are_kept_and_large_batches_are_not_captured(made):
+def test_a_capture_warms_up_beside_the_callers_stream(machine):
+    def watched(x):
+        machine.events.append(f"call on {machine.on}")
+        return columns(x)
+
+    graphed = Graphed(watched, largest=64)
+    for _ in range(3):
+        graphed(torch.randn(3, 5, 16))
+    assert machine.events == [
+        *2 * ["call on main"],
+        "beside waits for main",
+        *3 * ["call on beside"],
+        "capture on beside, from beside",
+        "call on beside",
+        "main waits for beside",
+        "call on main",  # to compare with
+    ]
+
+
+def test_a_graph_makes_room_when_it_was_long_idle(machine, monkeypatch):
+    monkeypatch.setattr(module, "_IDLE", 10)
     graphed = Graphed(columns, largest=64, most=2)
-    for size in (16, 32, 16, 48, 80):
-        for _ in range(3):
+    for _ in range(3):
+        for size in (16, 32, 48):
             check(graphed, size)
-    assert len(made) == 3
-    replays = [g.replays for g in made]
-    check(graphed, 16)
-    check(graphed, 48)
-    check(graphed, 32)  # dropped, and to come twice more before it is captured again
-    assert [g.replays for g in made] == [replays[0] + 1, replays[1], replays[2] + 1]
+    assert machine.replays() == [2, 2]  # the third size waits
+    for _ in range(8):
+        check(graphed, 48)
+    assert machine.replays()[:2] == [2, 2]
+    assert machine.replays()[2] > 1
+    check(graphed, 16)  # dropped
+    assert machine.replays()[:2] == [2, 2]
+    check(graphed, 32)
+    assert machine.replays()[:2] == [2, 3]
 
 
-def test_within_another_capture_there_is_none(made, monkeypatch):
+def test_within_another_capture_there_is_none(machine, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
-    graphed = Graphed(columns)
+    graphed = Graphed(columns, largest=64)
     for _ in range(5):
         check(graphed, 16)
-    assert not made
+    assert not machine.graphs
 
 
-def test_a_capture_that_fails_is_said_once(made, monkeypatch):
-    def refused(_):
-        raise RuntimeError("operation not permitted when stream is capturing\n\nmore words")
+def test_other_streams_and_threads_do_not_use_the_buffers_of_a_graph(machine):
+    graphed = Graphed(columns, largest=64)
+    for _ in range(3):
+        check(graphed, 16)
+    replays = machine.replays()
+    machine.on = "third"
+    check(graphed, 16)
+    machine.on = "main"
+    thread = threading.Thread(target=check, args=(graphed, 16))
+    thread.start()
+    thread.join()
+    assert machine.replays() == replays
+    check(graphed, 16)
+    assert machine.replays() == [replays[0] + 1]
+
+
+def test_a_capture_that_fails_is_said_once(machine, monkeypatch):
+    @contextlib.contextmanager
+    def refused(_, stream):
+        try:
+            yield
+        finally:
+            raise RuntimeError("capture failed due to a previous error")
+
+    def syncing(x):
+        if machine.on == "beside" and len(calls) == 3:
+            raise RuntimeError("operation not permitted when stream is capturing\n\nmore words")
+        calls.append(machine.on)
+        return columns(x)
 
     monkeypatch.setattr(torch.cuda, "graph", refused)
-    graphed = Graphed(columns)
-    check(graphed, 16)
-    check(graphed, 16)
+    graphed, calls = Graphed(lambda x: columns(x), largest=64), []
+    for _ in range(2):
+        check(graphed, 16)
+    graphed._columns = syncing
     with pytest.warns(RuntimeWarning, match=r"no CUDA graph \(operation not permitted when stream"):
         check(graphed, 16)
+    assert machine.on == "main"
     check(graphed, 16)
 
 
-def test_a_graph_with_other_numbers_is_not_used(made):
+def test_a_graph_with_other_numbers_is_not_used(machine):
     torch.manual_seed(0)
     shift = iter(range(100))
 
     def drifting(x):  # as a value that was read on the CPU while capturing
         return columns(x + next(shift))
 
-    graphed = Graphed(drifting)
-    x = torch.randn(3, 5, 16)
-    graphed(x), graphed(x)
-    with pytest.warns(RuntimeWarning, match="its numbers are not those of the kernels"):
-        graphed(x)
-    assert not graphed._graphs
+    def unrecorded(x):  # as kernels on a stream that is not captured
+        with torch.utils._python_dispatch._disable_current_modes():
+            return columns(x)
+
+    for wrong in (drifting, unrecorded):
+        graphed = Graphed(wrong, largest=64)
+        x = torch.randn(3, 5, 16)
+        graphed(x), graphed(x)
+        with pytest.warns(RuntimeWarning, match="its numbers are not those of the kernels"):
+            graphed(x)
+        assert not graphed._graphs

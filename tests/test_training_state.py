@@ -40,5 +40,5 @@ def test_a_checkpoint_of_an_optimiser_with_other_groups_says_so(tmp_path):
         first, *others = parameters
         return torch.optim.Adam([{"params": [first]}, {"params": others}], lr=1e-3)
 
-    with pytest.raises(ValueError, match=r"an optimiser of 2 groups .* got one of 1: .*version"):
+    with pytest.raises(ValueError, match=r"Adam with 2 groups .* got SOAP with 1; .*version"):
         fit(solved_model(), **FEW, checkpoint=file, optimizer=in_two_groups)

@@ -33,7 +33,7 @@ class CompiledEnergy(Energy):
 
     Every force of the System becomes a :class:`~pyrocg.energies.terms.Term`; the sum of their
     energies and gradients, both from one pass, is compiled by ``torch.compile`` at the first call
-    for each dtype and device (10 to 40 s with an empty cache, which torch keeps on disk). Without
+    for each dtype and device (10 to 90 s with an empty cache, which torch keeps on disk). Without
     a working C++ compiler it says so once and runs the same program uncompiled.
 
     Energies come in kJ/mol of positions ``(..., n_atoms, 3)`` in nm, with the dtype and on the

@@ -28,6 +28,8 @@ _QUIET_NUMBERS = 2**15 - 1
 _PAIR_BYTES = {"cpu": 2**19, "other": 2**28}
 """Size of one array over all pairs and one chunk of a batch. Half a megabyte keeps the handful of
 them in the second-level cache of a core; a GPU wants work."""
+_GRAPHED = 16
+"""Part of a chunk up to which a batch on a GPU is worth a CUDA graph."""
 _MOST_NOTICED = 2**25 - 2**16
 """Bytes; the C library does not learn from larger ones."""
 
@@ -113,7 +115,7 @@ class Program:
                 self._columns = compiled(eager, example)
                 self._columns(_as_columns(x[:1], self._dtype))
             if self._device.type == "cuda":
-                self._columns = Graphed(self._columns)
+                self._columns = Graphed(self._columns, largest=self._chunk // _GRAPHED)
         except Exception as error:
             self._columns, self._threaded = eager, False
             reason = " ".join(str(error).split("\n\n")[0].split())
