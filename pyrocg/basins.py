@@ -149,7 +149,8 @@ def find_basins(
         starts: how many in each round, or those of the first round, shape
             ``(n_starts, n_coordinates)``.
         spread: of the starts in columns that are not circular.
-        steps: Adam steps of each minimisation; each costs one energy call per start.
+        steps: Adam steps of each minimisation; each costs one energy call per start, and one
+            more at the end.
         separation: minima whose columns all agree within this (rad, or units of u) are one.
         max_free_energy: minima this many nats above the best by Laplace estimate are left out.
         cover: largest distance in rad of a populated point from a centre; None for minima alone.

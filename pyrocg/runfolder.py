@@ -226,7 +226,7 @@ class RunFolder:
                 new._write_arrays("prediction.npz", arrays)
                 new.write_json("prediction.json", summary)
             except OSError as error:
-                raise OSError(str(error).replace(beside, str(self.path))) from error
+                raise OSError(str(error).replace(str(new.path), str(self.path))) from error
             for name in ("prediction.json", "samples.npz"):
                 (self.path / name).unlink(missing_ok=True)
             for name in ("samples.npz", "prediction.npz", "prediction.json"):

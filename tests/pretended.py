@@ -2,7 +2,8 @@
 
 Inside :func:`pretended_gpu` the device "meta" stands for a GPU. Its tensors compute on the CPU, but
 an operation on tensors of both devices is refused as it would be there, and so are generators of
-the CPU and ``numpy()``.
+the CPU and ``numpy()``. ``torch.testing.assert_close`` compares no values there: compare copies on
+the CPU.
 """
 
 from __future__ import annotations

@@ -288,6 +288,8 @@ def test_a_descent_gives_the_lowest_point_it_came_by():
     found = descend(potential, starts, 100)
     assert abs(found[0, 0]) < 0.01
     assert found[1, 0] > 2.0
+    one_step = descend(lambda u: u.square().sum(-1), torch.tensor([[1.0]]).double(), 1)
+    assert one_step.item() == pytest.approx(0.9)
 
 
 def test_a_newton_step_that_leads_uphill_is_halved():
@@ -299,3 +301,13 @@ def test_a_newton_step_that_leads_uphill_is_halved():
     u, hessian = newton(potential, torch.tensor([0.2]).double(), max_steps=30)
     assert abs(u) < 1e-3
     assert hessian.item() == pytest.approx(100.0, rel=0.01)
+
+
+def test_newton_stays_where_no_step_leads_downhill():
+    def potential(u):
+        near = (u.sum(-1) - 1.0).abs() < 1e-3
+        return torch.where(near, 2.0 * u.sum(-1).square(), torch.nan)
+
+    u, hessian = newton(potential, torch.tensor([1.0]).double())
+    assert u.item() == 1.0
+    assert hessian.item() == pytest.approx(4.0)

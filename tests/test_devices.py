@@ -228,7 +228,7 @@ def test_a_training_goes_on_to_the_same_numbers(name, gpu, tmp_path):
     resumed = trained(4, **file)
     assert resumed.history["elbo"] == whole.history["elbo"]
     ends = (torch.cat([p.flatten() for p in r.model.parameters()]) for r in (whole, resumed))
-    torch.testing.assert_close(*ends, rtol=0, atol=0)
+    torch.testing.assert_close(*(end.cpu() for end in ends), rtol=0, atol=0)
 
 
 @pytest.mark.filterwarnings("ignore:.*copying from a non-meta parameter")

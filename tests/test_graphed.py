@@ -63,8 +63,8 @@ class Machine:
             self.on = before
 
     @contextlib.contextmanager
-    def capture(self, recorded, stream):
-        self.events.append(f"capture on {stream.name}, from {self.on}")
+    def capture(self, recorded, stream, capture_error_mode):
+        self.events.append(f"{capture_error_mode} capture on {stream.name}, from {self.on}")
         with recorded:
             yield
 
@@ -95,8 +95,18 @@ def test_a_size_that_comes_again_is_captured_and_has_the_numbers_of_every_call(m
     for _ in range(4):
         check(graphed, 16)
     assert machine.replays() == [5]  # one of them was compared
-    check(graphed, 80)
+    for _ in range(4):
+        check(graphed, 80)
     assert machine.replays() == [5]
+
+
+def test_a_graph_has_positions_of_its_own(machine):
+    graphed = Graphed(columns, largest=64)
+    given = [torch.randn(3, 5, 16) for _ in range(5)]
+    before = [x.clone() for x in given]
+    for x in given:
+        graphed(x)
+    assert all(map(torch.equal, given, before))
 
 
 def test_a_capture_warms_up_beside_the_callers_stream(machine):
@@ -111,7 +121,7 @@ def test_a_capture_warms_up_beside_the_callers_stream(machine):
         *2 * ["call on main"],
         "beside waits for main",
         *3 * ["call on beside"],
-        "capture on beside, from beside",
+        "thread_local capture on beside, from beside",
         "call on beside",
         "main waits for beside",
         "call on main",  # to compare with
@@ -125,14 +135,14 @@ def test_a_graph_makes_room_when_it_was_long_idle(machine, monkeypatch):
         for size in (16, 32, 48):
             check(graphed, size)
     assert machine.replays() == [2, 2]  # the third size waits
-    for _ in range(8):
+    for _ in range(6):
+        check(graphed, 32)
         check(graphed, 48)
-    assert machine.replays()[:2] == [2, 2]
-    assert machine.replays()[2] > 1
-    check(graphed, 16)  # dropped
-    assert machine.replays()[:2] == [2, 2]
+    assert machine.replays()[:2] == [2, 8]
+    assert machine.replays()[2] > 1  # in the place of the first
+    check(graphed, 16)
     check(graphed, 32)
-    assert machine.replays()[:2] == [2, 3]
+    assert machine.replays()[:2] == [2, 9]
 
 
 def test_within_another_capture_there_is_none(machine, monkeypatch):
@@ -159,9 +169,19 @@ def test_other_streams_and_threads_do_not_use_the_buffers_of_a_graph(machine):
     assert machine.replays() == [replays[0] + 1]
 
 
+def test_two_threads_do_not_capture_at_once(machine):
+    graphed = Graphed(columns, largest=64)
+    with module._CAPTURING:
+        for _ in range(4):
+            check(graphed, 16)
+    assert not machine.graphs
+    check(graphed, 16)
+    assert machine.replays() == [2]
+
+
 def test_a_capture_that_fails_is_said_once(machine, monkeypatch):
     @contextlib.contextmanager
-    def refused(_, stream):
+    def refused(_, stream, capture_error_mode):
         try:
             yield
         finally:
@@ -178,9 +198,11 @@ def test_a_capture_that_fails_is_said_once(machine, monkeypatch):
     for _ in range(2):
         check(graphed, 16)
     graphed._columns = syncing
+    graphed._graphs["another"] = None
     with pytest.warns(RuntimeWarning, match=r"no CUDA graph \(operation not permitted when stream"):
         check(graphed, 16)
     assert machine.on == "main"
+    assert not graphed._graphs
     check(graphed, 16)
 
 
