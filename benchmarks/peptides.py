@@ -229,9 +229,9 @@ def figure(options: argparse.Namespace) -> None:
     for row in rows:
         calls, elbo = (np.array(row["curve"][name]) for name in ("energy_calls", "elbo"))
         label = f"{row['sequence']}, {row['components']} components, {row['steps']} steps"
-        axes[0].semilogx(calls, row["log_z"] - elbo, marker=".", label=label)
-    axes[0].set(xlabel="energy calls of training", ylabel="log Z - ELBO (nats)", ylim=(0, 3))
-    axes[0].legend()
+        axes[0].loglog(calls, row["log_z"] - elbo, marker=".", label=label)
+    axes[0].set(xlabel="energy calls of training", ylabel="log Z - ELBO (nats)", ylim=(0.1, 30))
+    axes[0].legend(loc="lower left", fontsize="small")
     own = [(row["dimension"], 100 * row["ess"]) for row in rows]
     axes[1].semilogy(*zip(*own, strict=True), "o", label="pyrocg")
     axes[1].semilogy(*zip(*PUBLISHED.items(), strict=True), "x", label="CMT, published")
