@@ -10,25 +10,17 @@ from pyro import poutine
 from pyro.infer import SVI, Predictive, RenyiELBO, Trace_ELBO, TraceMeanField_ELBO
 from pyro.nn import PyroModule, PyroParam
 from torch import nn
-from toy_models import POSTERIOR_VARIANCE, gaussian_model, solved_model
+from toy_models import POSTERIOR_VARIANCE, TOYS, gaussian_model, solved_model
 
 from pyrocg.cgmodel import CoarseGrainedModel
 from pyrocg.coordinates import Coordinates, IdentityCoordinates
 from pyrocg.decoders import GaussianDecoder
 from pyrocg.encoders import GaussianEncoder
 from pyrocg.energies.abstract import CappedEnergy, Energy
-from pyrocg.energies.toy import DoubleWell, GaussianMixture, Harmonic, ManyWell, MuellerBrown
+from pyrocg.energies.toy import DoubleWell, Harmonic
 from pyrocg.priors import GaussianMixturePrior, StandardNormalPrior, TorusPrior
 from pyrocg.target import BoltzmannTarget
 from pyrocg.weights import ess, log_mean_exp, log_mean_exp_error
-
-TOYS = {
-    "harmonic": lambda: Harmonic(2, [1.0, 4.0], 0.5),
-    "mixture": lambda: GaussianMixture([[-2.0, 0.0], [2.0, 1.0]], [0.5, 1.0]),
-    "double well": DoubleWell,
-    "many well": lambda: ManyWell(4),
-    "mueller-brown": MuellerBrown,
-}
 
 # of log Z from 20 000 samples of the untrained model
 LARGEST_ERROR = {

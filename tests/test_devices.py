@@ -12,7 +12,7 @@ import torch
 from pretended import PRETENDED, pretended_gpu
 from pyro.infer import Trace_ELBO
 from small_molecules import MOLECULES, alanine_dipeptide
-from toy_models import gaussian_model
+from toy_models import TOYS, gaussian_model
 
 import pyrocg
 from pyrocg.cgmodel import CoarseGrainedModel
@@ -20,7 +20,7 @@ from pyrocg.coordinates import CartesianCoordinates, IdentityCoordinates, Intern
 from pyrocg.energies.compiled import CompiledEnergy
 from pyrocg.energies.copies import CopiesEnergy
 from pyrocg.energies.openmm import OpenMMEnergy, gpu_platform
-from pyrocg.energies.toy import DoubleWell, GaussianMixture, Harmonic, ManyWell, MuellerBrown
+from pyrocg.energies.toy import DoubleWell
 from pyrocg.molecules import peptide
 from pyrocg.objectives import PathGradientELBO
 from pyrocg.priors import FlowPrior, GaussianMixturePrior, StandardNormalPrior, TorusPrior
@@ -65,15 +65,6 @@ def test_the_pretended_gpu_refuses_what_a_gpu_refuses(gpu):
         torch.randn(3, device=gpu, generator=torch.Generator())
     with pytest.raises(TypeError, match=r"use \.cpu\(\) first"):
         there.numpy()
-
-
-TOYS = {
-    "harmonic": lambda: Harmonic(2, [1.0, 4.0], 0.5),
-    "mixture": lambda: GaussianMixture([[-2.0, 0.0], [2.0, 1.0]], [0.5, 1.0]),
-    "double well": DoubleWell,
-    "many well": lambda: ManyWell(4),
-    "mueller-brown": MuellerBrown,
-}
 
 
 def energy_and_gradient(energy, x):

@@ -9,9 +9,17 @@ from pyrocg.cgmodel import CoarseGrainedModel
 from pyrocg.coordinates import IdentityCoordinates
 from pyrocg.decoders import GaussianDecoder
 from pyrocg.encoders import GaussianEncoder
-from pyrocg.energies.toy import DoubleWell, Harmonic
+from pyrocg.energies.toy import DoubleWell, GaussianMixture, Harmonic, ManyWell, MuellerBrown
 from pyrocg.priors import StandardNormalPrior
 from pyrocg.target import BoltzmannTarget
+
+TOYS = {
+    "harmonic": lambda: Harmonic(2, [1.0, 4.0], 0.5),
+    "mixture": lambda: GaussianMixture([[-2.0, 0.0], [2.0, 1.0]], [0.5, 1.0]),
+    "double well": DoubleWell,
+    "many well": lambda: ManyWell(4),
+    "mueller-brown": MuellerBrown,
+}
 
 LOADINGS = torch.tensor([[0.5], [-0.5]], dtype=torch.float64)  # u = LOADINGS z + noise
 NOISE = torch.tensor([0.5, 0.5], dtype=torch.float64)  # variance of the noise
