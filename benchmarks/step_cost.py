@@ -17,6 +17,7 @@ from collections.abc import Callable
 import torch
 
 import pyrocg
+from pyrocg.compiled_loss import CompiledLoss, backward
 from pyrocg.training import default_optimizer
 
 TEN = 10
@@ -63,6 +64,8 @@ def parts(model: pyrocg.CoarseGrainedModel, n: int) -> dict[str, Callable[[], No
         "energy": energy,
         "encoder": encoder,
         "optimiser": optimizer.step,
+        "loss and gradients": lambda: backward(elbo, n),
+        "loss and gradients, compiled": CompiledLoss(elbo, model.target, n),
     }
 
 
@@ -87,10 +90,14 @@ def main() -> None:
                 seconds[name].append((time.perf_counter() - started) / TEN)
     medians = {name: 1e3 * statistics.median(values) for name, values in seconds.items()}
     whole = medians.pop("whole step")
+    plain = medians.pop("loss and gradients")
+    compiled = medians.pop("loss and gradients, compiled")
     print("| part | ms | share % |\n|---|---|---|")
     for name, value in [*medians.items(), ("Pyro and the rest", whole - sum(medians.values()))]:
         print(f"| {name} | {value:.2f} | {100 * value / whole:.0f} |")
     print(f"| whole step of {options.num_samples} | {whole:.2f} | 100 |")
+    print(f"| loss and gradients, all of the step but the optimiser | {plain:.2f} | |")
+    print(f"| the same, compiled | {compiled:.2f} | |")
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from pyrocg.networks import MLP, harmonics
 __all__ = ["CouplingDecoder", "CouplingDistribution"]
 
 _HARMONICS = 3  # that the couplings see of each torsion, as its potential mostly has
+_FEW = 10_000  # numbers of matrices that cost less to copy than another component; measured
 _LARGEST_OMEGA = 0.999  # of the Möbius map; nearer to 1, float32 has no digits of 1 - |ω|²
 
 
@@ -301,13 +302,37 @@ def _multiply(matrices: Tensor, k: Tensor, x: Tensor) -> Tensor:
     On the CPU component by component where a copy of its matrix for every sample would cost more.
     """
     copied = k.numel() * matrices.shape[1] ** 2
-    if k.device.type != "cpu" or copied < 10_000 * (10 + len(matrices)):  # measured
+    if k.device.type != "cpu" or copied < _FEW * (10 + len(matrices)):
         return _apply(matrices.mT, k, x)
-    rows, order = x.reshape(-1, x.shape[-1]), k.reshape(-1).argsort()
-    counts = torch.bincount(k.reshape(-1), minlength=len(matrices)).tolist()
-    parts = zip(matrices, rows.index_select(0, order).split(counts), strict=True)
+    done: Tensor = _by_component(matrices, k.reshape(-1), x.reshape(-1, x.shape[-1]))
+    return done.reshape(x.shape)
+
+
+@torch.library.custom_op("pyrocg::by_component", mutates_args=())
+def _by_component(matrices: Tensor, k: Tensor, x: Tensor) -> Tensor:
+    """matrices[k] @ x for k (n_samples,); one operation, since its shapes depend on k."""
+    order = k.argsort()
+    counts = torch.bincount(k, minlength=len(matrices)).tolist()
+    parts = zip(matrices, x.index_select(0, order).split(counts), strict=True)
     done = torch.cat([part @ matrix.T for matrix, part in parts if len(part)])
-    return done.index_select(0, order.argsort()).reshape(x.shape)
+    return done.index_select(0, order.argsort())
+
+
+@_by_component.register_fake
+def _shape(matrices: Tensor, k: Tensor, x: Tensor) -> Tensor:
+    return x.new_empty(x.shape)
+
+
+def _keep(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs[:2])
+
+
+def _transposed(ctx: Any, gradient: Tensor) -> tuple[None, None, Tensor]:
+    matrices, k = ctx.saved_tensors
+    return None, None, _by_component(matrices.mT, k, gradient)
+
+
+_by_component.register_autograd(_transposed, setup_context=_keep)
 
 
 def _log_det_tril(tril: Tensor) -> Tensor:

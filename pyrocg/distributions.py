@@ -225,14 +225,10 @@ class MixedNormal(TorchDistribution):
     def log_prob(self, value: Tensor) -> Tensor:
         if self._validate_args:
             self._validate_sample(value)
-        loc, scale = torch.broadcast_tensors(self.loc, self.scale)
-        real, circular = ~self.circular, self.circular
-        standard = (value[..., real] - loc[..., real]) / scale[..., real]
-        log_real = -0.5 * standard.square() - scale[..., real].log() - _HALF_LOG_TWO_PI
-        log_circular = wrapped_normal_log_prob(
-            value[..., circular], loc[..., circular], scale[..., circular]
-        )
-        return log_real.sum(-1) + log_circular.sum(-1)
+        standard = (value - self.loc) / self.scale
+        of_reals = -0.5 * standard.square() - self.scale.log() - _HALF_LOG_TWO_PI
+        of_angles = wrapped_normal_log_prob(value, self.loc, self.scale)
+        return torch.where(self.circular, of_angles, of_reals).sum(-1)
 
 
 class StratifiedCategorical(TorchDistribution):

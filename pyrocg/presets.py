@@ -101,6 +101,7 @@ KINDS: dict[str, dict[str, dict[str, Any]]] = {
             "evaluate_samples": 1024,
             "patience": None,
             "seed": 0,
+            "compile": False,
             "checkpoint_seconds": 30.0,
         }
     },

@@ -131,6 +131,7 @@ class FitOptions:
     evaluate_samples: int = option("samples of an evaluation", low=1)
     patience: int | None = option("evaluations without progress before it stops early", low=1)
     seed: int = option("of basins, networks and training", low=0)
+    compile: bool = option("compile the training step; pays beyond some 5000 steps")
     checkpoint_seconds: float = option("shortest time between two checkpoints", low=0)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from pyro.optim import PyroOptim
 from torch import nn
 
 from pyrocg.cgmodel import CoarseGrainedModel
+from pyrocg.compiled_loss import CompiledLoss, backward
 from pyrocg.conditions import seeded
 from pyrocg.losses import WeightPriorELBO, check_loss
 from pyrocg.objectives import PathGradientELBO
@@ -41,6 +43,7 @@ def fit(
     evaluate_samples: int = 1024,
     patience: int | None = None,
     seed: int = 0,
+    compile: bool = False,
     checkpoint: str | Path | None = None,
     checkpoint_seconds: float = 30.0,
     progress: bool = True,
@@ -86,6 +89,10 @@ def fit(
         patience: stop early when t = 1 and the ELBO has not risen by 0.01 nats above its best for
             so many evaluations; default never.
         seed: of the random numbers; the global generators are left as they were.
+        compile: compile loss and gradients to one program before the first step, which takes a
+            minute or two (less when torch still has it on disk) and makes a step about a third
+            shorter; see :class:`~pyrocg.compiled_loss.CompiledLoss`. Numbers are the same within
+            rounding.
         checkpoint: file to write to, and to resume from if it exists.
         checkpoint_seconds: shortest time between two writes.
         progress: show a progress bar.
@@ -131,6 +138,7 @@ def fit(
         evaluate_samples=evaluate_samples,
         patience=patience,
         seed=seed,
+        compile=compile,
     )
     rates = torch.optim.lr_scheduler.LambdaLR(opt, warmup_cosine(steps, warmup))
     state = TrainingState(model, elbo, opt, rates, schedule, plan)
@@ -140,6 +148,9 @@ def fit(
         None if checkpoint is None else Path(checkpoint),
         checkpoint_seconds,
         interrupted or (lambda: False),
+        CompiledLoss(elbo, model.target, num_samples)
+        if compile
+        else partial(backward, elbo, num_samples),
     )
     with seeded(seed, parameters):
         stopped = loop.train(progress)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from pyrocg.cgmodel import Samples
@@ -36,6 +36,7 @@ class TrainingLoop:
         checkpoint: file to write to, and to resume from if it exists.
         checkpoint_seconds: shortest time between two writes.
         interrupted: asked after every step; if true, the training ends with ``KeyboardInterrupt``.
+        backward: returns the loss per sample and puts its gradients into the parameters.
     """
 
     state: TrainingState
@@ -43,6 +44,7 @@ class TrainingLoop:
     checkpoint: Path | None
     checkpoint_seconds: float
     interrupted: Callable[[], bool]
+    backward: Callable[[], Tensor]
 
     def __post_init__(self) -> None:
         self.model, self.plan, self.schedule = (
@@ -67,6 +69,8 @@ class TrainingLoop:
             # skipped steps are counted; torch takes a skipped first one for a wrong order of calls
             warnings.filterwarnings("ignore", "Encountered .*(inf|NaN)", UserWarning)
             warnings.filterwarnings("ignore", "Detected call of .lr_scheduler.step", UserWarning)
+            if self.plan.compile:
+                bar.set_postfix_str("compiling")
             while p.step < self.plan.steps and not converged:
                 self._step()
                 evaluated = p.step % self.plan.evaluate_every == 0 or p.step == self.plan.steps
@@ -116,10 +120,9 @@ class TrainingLoop:
     def _step(self) -> None:
         p, state = self.state.progress, self.state
         state.optimizer.zero_grad(set_to_none=True)
-        loss = state.elbo(self.plan.num_samples) / self.plan.num_samples
-        loss.backward()
+        loss = self.backward()
         norm = nn.utils.clip_grad_norm_(self.parameters, self.plan.clip_norm)
-        value = float(loss.detach())
+        value = float(loss)
         if math.isfinite(value) and math.isfinite(float(norm)):
             state.optimizer.step()
             p.loss_sum, p.loss_count, p.skipped_in_a_row = p.loss_sum + value, p.loss_count + 1, 0

@@ -83,6 +83,7 @@ class Plan:
     evaluate_samples: int
     patience: int | None
     seed: int
+    compile: bool
 
 
 @dataclass

@@ -35,7 +35,8 @@ LEVELS = [
     # 5: training
     "training checkpoint curvature laplace posterior swag weight_draws reference scoring "
     "simulation cautions ensemble estimates estimators conditions training_loop training_state "
-    "information bridges frames transitions steering evidence",
+    "information bridges frames transitions steering evidence "
+    "compiled_loss",
     # 6: prediction
     "prediction predictive comparison agreement annealing",
     # 7: around a run

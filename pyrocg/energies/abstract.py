@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
@@ -93,6 +94,15 @@ class Energy(nn.Module, ABC):
     def nonfinite(self) -> int:
         """How many of the evaluated energies were infinite or NaN."""
         return int(self._nonfinite)
+
+    @contextmanager
+    def uncounted(self) -> Iterator[None]:
+        """Leave :attr:`calls` and :attr:`nonfinite` as they are, for a while."""
+        before = self.calls, self._nonfinite, self._offender
+        try:
+            yield
+        finally:
+            self.calls, self._nonfinite, self._offender = before
 
     def report(self) -> str:
         """Return one line on the non-finite energies so far, with the closest atoms of the latest.
