@@ -2,13 +2,14 @@
 
 Run: python benchmarks/alanine_dipeptide.py [--forcefield ff96-obc1] [--recipe long] [--seeds 0 1 2]
      python benchmarks/alanine_dipeptide.py --surface 10000000
-     python benchmarks/alanine_dipeptide.py --dynamics
+     python benchmarks/alanine_dipeptide.py --dynamics [TIMES]
 
 The first trains and predicts by the command line, one run folder for each seed under --out; what is
 there already is not done again, and what was stopped goes on. References: benchmarks/references,
 made by benchmarks/reference.py. --surface draws so many samples of each trained seed and compares
 their Ramachandran densities with the reference and with each other. --dynamics spends the energy
-calls of the first seed on replica exchange and on plain Langevin dynamics.
+calls of the first seed, or so many TIMES as many, on replica exchange and on plain Langevin
+dynamics.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ REFERENCES = Path(__file__).parent / "references"
 def main() -> None:
     options = parse()
     torch.set_num_threads(1)
-    if options.dynamics:
+    if options.dynamics is not None:
         dynamics(options)
     elif options.surface:
         surfaces(options)
@@ -60,7 +61,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--samples", type=int, default=100_000, help="to predict from")
     parser.add_argument("--surface", type=int, metavar="N", help="samples of each seed")
-    parser.add_argument("--dynamics", action="store_true")
+    parser.add_argument("--dynamics", type=float, nargs="?", const=1.0, metavar="TIMES")
     parser.add_argument("--out", type=Path, default=Path("runs"), help="folder of the run folders")
     return parser.parse_args()
 
@@ -200,22 +201,24 @@ def surface(
 
 def dynamics(options: argparse.Namespace) -> None:
     summary = predicted(trained(options, options.seeds[0]), options.samples)
-    calls = summary["energy_calls"]
+    calls = round(options.dynamics * summary["energy_calls"])
     molecule = pyrocg.alanine_dipeptide(options.forcefield)
     print(
-        f"{calls:.3g} energy calls each, {options.samples} of them for samples\n\n| method | "
+        f"{summary['energy_calls']:.3g} energy calls of the learned model, {options.samples} of "
+        f"them for samples; {calls:.3g} of each dynamics\n\n| method | seconds | "
         + " | ".join(f"{name} % [95 %]" for name in BASINS)
         + " |\n|"
-        + "---|" * (1 + len(BASINS))
+        + "---|" * (2 + len(BASINS))
     )
     learned = [population(summary["observables"][f"population_{name}"]) for name in BASINS]
-    print("| learned model | " + " | ".join(learned) + " |", flush=True)
+    seconds = summary["seconds"]["training"]
+    print(f"| learned model | {seconds:.0f} | " + " | ".join(learned) + " |", flush=True)
     for name, rungs in (("replica exchange", 4), ("Langevin dynamics", 1)):
         run = simulate(options.forcefield, molecule, calls, rungs)
         found = [run.estimate(o) for o in geometry.basin_populations(molecule)]
         by_name = {f.name: vars(f) for f in found}
         cells = [population(by_name[f"population_{basin}"]) for basin in BASINS]
-        print(f"| {name} | " + " | ".join(cells) + " |", flush=True)
+        print(f"| {name} | {run.seconds:.0f} | " + " | ".join(cells) + " |", flush=True)
 
 
 def simulate(

@@ -33,6 +33,9 @@ _COLUMNS = (
     "next_error",
 )
 
+_EARLIER = {"compile": False}
+"""Settings that checkpoints of earlier versions lack."""
+
 
 @dataclass(frozen=True)
 class FitResult:
@@ -162,7 +165,7 @@ class TrainingState:
             ValueError: it was written with other settings, or for another model.
         """
         state = load_state(path)
-        then, now = state["settings"], self._settings()
+        then, now = _EARLIER | state["settings"], self._settings()
         groups, wanted = len(then.get("base_rates", [])), len(now["base_rates"])
         if groups != wanted:
             raise ValueError(

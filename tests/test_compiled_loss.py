@@ -13,6 +13,7 @@ import pyrocg
 from pyrocg import compiled_loss
 from pyrocg.basins import find_basins
 from pyrocg.cgmodel import CoarseGrainedModel
+from pyrocg.checkpoint import load_state, save_state
 from pyrocg.compiled_loss import CompiledLoss, backward
 from pyrocg.coordinates import IdentityCoordinates
 from pyrocg.energies.abstract import CappedEnergy, Energy
@@ -290,3 +291,13 @@ def test_a_stopped_training_continues_to_the_same_numbers(tmp_path):
     assert found.history == expected.history
     with pytest.raises(ValueError, match="compile=True"):
         fit(mixture(), **{**given, "compile": False})
+
+
+@pytest.mark.filterwarnings("ignore:the encoder learned almost nothing")
+def test_a_checkpoint_from_before_there_was_compiled_code_goes_on(tmp_path):
+    file = tmp_path / "checkpoint.pt"
+    expected = fit(mixture(), **QUICK, progress=False, checkpoint=file)
+    state = load_state(file)
+    del state["settings"]["compile"]
+    save_state(file, state)
+    assert fit(mixture(), **QUICK, progress=False, checkpoint=file).history == expected.history
