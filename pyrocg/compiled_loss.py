@@ -5,23 +5,31 @@ from __future__ import annotations
 import itertools
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 from weakref import WeakValueDictionary
 
 import pyro
 import torch
 from torch import Tensor, fx, nn
-from torch.func import functional_call, functionalize
+from torch.func import functionalize
 
 from pyrocg.conditions import gpus_of
 from pyrocg.energies.abstract import Energy
+from pyrocg.networks import in_place_of
 from pyrocg.target import BoltzmannTarget
 
 __all__ = ["CompiledLoss", "backward"]
 
-_LARGEST_ERROR = 1e-2
-"""Of the gradient's norm: rounding, where atoms overlap, but not another program."""
+_ROUNDING = 1e-2
+"""Of a loss, and of the norm of a gradient: atoms that overlap make large numbers."""
+_NEGLIGIBLE = 1e-4
+"""Of the norm of all gradients."""
+_RUNS = 3
+"""That are compared: torch records a CUDA graph at the second, and replays it from then on."""
+_TRIES = 3
+"""Batches until a program that gives other numbers is taken for wrong."""
 
 _Program = Callable[..., Any]
 
@@ -41,22 +49,27 @@ def backward(elbo: nn.Module, num_samples: int) -> Tensor:
 class CompiledLoss:
     """What :func:`backward` does, as one program of tensor operations compiled by torch.
 
-    At the first call Pyro's model and guide are traced, with the derivatives of their loss, to a
-    graph of tensor operations, which is compiled: neither Pyro nor autograd runs in later calls.
-    The energy stays what it is, and is called as before. The program draws the same random numbers;
-    when it is made it is compared with :func:`backward` (energies of that are not counted). If it
-    cannot be had, or is wrong, a warning says so and :func:`backward` takes its place.
+    At the first call with finite gradients Pyro's model and guide are traced, with the derivatives
+    of their loss, to a graph of tensor operations, which is compiled: neither Pyro nor autograd
+    runs in later calls. The energy stays what it is, and is called as before. The program draws the
+    same random numbers, and is compared with :func:`backward` when it is made (which counts as no
+    energy calls). If it cannot be had, or is wrong, a warning says so and :func:`backward` takes
+    its place.
 
-    What Python decides is decided once: a Pyro program whose sites or shapes change from call to
-    call, or which keeps numbers of its own outside of parameters and buffers, must not be compiled.
-    What it decides by values cannot be compiled: Pyro's ``Trace_ELBO`` and
-    :class:`~pyrocg.objectives.ForwardKLELBO` ask for numbers on the way. Arguments of distributions
-    are not validated.
+    What Python decides is decided once. A Pyro program whose sites or shapes change from call to
+    call, or a module that keeps numbers of its own elsewhere than in parameters and buffers changed
+    in place, must not be compiled; nor may target or loss change later. What it decides by values
+    cannot be compiled: Pyro's ``Trace_ELBO`` and :class:`~pyrocg.objectives.ForwardKLELBO` ask for
+    numbers on the way, and so do distributions built with ``validate_args=True``. Others are not
+    validated. While the program is made no other thread may use the model.
 
     Args:
-        elbo: as of :func:`backward`; its tensors are changed in place alone.
+        elbo: as of :func:`backward`.
         target: the target density of its model.
         num_samples: n of every call.
+
+    Raises:
+        ValueError: the energy has parameters to train.
 
     Example:
         >>> import torch, pyrocg
@@ -77,85 +90,154 @@ class CompiledLoss:
     """
 
     def __init__(self, elbo: nn.Module, target: BoltzmannTarget, num_samples: int) -> None:
+        if any(p.requires_grad for p in target.energy.parameters()):
+            raise ValueError(
+                "expected an energy without parameters to train, got a "
+                f"{type(target.energy).__name__} with some; leave out compile=True"
+            )
         self._elbo, self._target, self._num_samples = elbo, target, num_samples
-        self._tensors = dict(elbo.named_parameters()) | dict(elbo.named_buffers())
-        self._trained = {k: p for k, p in elbo.named_parameters() if p.requires_grad}
+        self._energy = target.energy  # of which the operation knows the number alone
+        inside = {id(t) for t in (*self._energy.parameters(), *self._energy.buffers())}
+        every = [*elbo.parameters(), *elbo.buffers()]
+        self._tensors = [t for t in every if id(t) not in inside]
+        self._trained = [p for p in elbo.parameters() if p.requires_grad]
         self._program: _Program | None = None
-        self._pending = True
+        self._tries = _TRIES
 
     def __call__(self) -> Tensor:
         """Return the loss per sample; its gradients are in the parameters, those of before gone."""
-        if self._pending:
-            self._make()
-        if self._program is None:
-            return self._backward()
-        return self._run(self._program)
+        if self._tries:
+            before = _State.of(self._elbo, self._energy)
+            loss = self._backward()
+            if not self._ready(loss, before):
+                return loss
+            before.put_back()
+        return self._backward() if self._program is None else self._run(self._program)
 
     def _backward(self) -> Tensor:
-        for parameter in self._trained.values():
+        for parameter in self._trained:
             parameter.grad = None
         return backward(self._elbo, self._num_samples)
 
     def _run(self, program: _Program) -> Tensor:
-        torch.compiler.cudagraph_mark_step_begin()
+        if any(t.is_cuda for t in self._trained):
+            torch.compiler.cudagraph_mark_step_begin()
         with torch.no_grad():
-            loss, *gradients = program(*(t.detach() for t in self._tensors.values()))
-            for parameter, gradient in zip(self._trained.values(), gradients, strict=True):
+            loss, *gradients = program(*(t.detach() for t in self._tensors))
+            for parameter, gradient in zip(self._trained, gradients, strict=True):
                 parameter.grad = None if gradient is None else gradient.clone()
             return loss.clone()
 
-    def _make(self) -> None:
-        """Make the program; not yet, if this call's gradients are not finite."""
-        devices = gpus_of(self._trained.values())
-        with ExitStack() as stack:
-            for energy in (m for m in self._target.modules() if isinstance(m, Energy)):
-                stack.enter_context(energy.uncounted())
-            with torch.random.fork_rng(devices):
-                expected = self._result(self._backward)
-            if not bool(expected.isfinite().all()):
-                return
-            self._pending = False
-            try:
-                with torch.random.fork_rng(devices), warnings.catch_warnings():
-                    warnings.simplefilter("ignore")  # torch's own
-                    program = _compiled(self._traced())
-                    error = self._result(lambda: self._run(program)) - expected
-                worst = float(error.norm() / expected.norm())
-                reason = f"its gradients differ by {worst:.2g} of their norm"
-            except Exception as problem:
-                first = " ".join(str(problem).split("\n\n")[0].split())
-                worst, reason = float("inf"), f"{type(problem).__name__}: {first}"
-        if worst <= _LARGEST_ERROR:
-            self._program = program
-        else:
+    def _ready(self, loss: Tensor, before: _State) -> bool:
+        """Whether there is a program that gives this loss and the gradients in the parameters."""
+        expected = loss, self._gradients()
+        if not all(bool(t.isfinite().all()) for t in (loss, *expected[1])):
+            return False
+        after = _State.of(self._elbo, self._energy)
+        program, reason = self._program, ""
+        try:
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", module=r"torch\.")
+                program = program or _compiled(self._traced())
+                for _ in range(_RUNS):
+                    before.put_back()
+                    reason = reason or _difference(self._run(program), self._gradients(), *expected)
+        except Exception as error:
+            program, reason = None, _first_words(error)
+        self._program, self._tries = program, self._tries - 1 if reason and program else 0
+        if reason and not self._tries:
+            self._program = None
             warnings.warn(
                 f"the loss was not compiled ({reason}); steps are computed as without compile=True",
                 RuntimeWarning,
-                stacklevel=2,
+                stacklevel=3,
             )
+        if not reason:
+            return True
+        after.put_back()
+        for parameter, gradient in zip(self._trained, expected[1], strict=True):
+            parameter.grad = gradient
+        return False
 
-    def _result(self, call: Callable[[], Tensor]) -> Tensor:
-        """Loss and gradients as one vector."""
-        loss = call()
-        found = [loss.reshape(1).double()]
-        for parameter in self._trained.values():
-            gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-            found.append(gradient.reshape(-1).double())
-        return torch.cat(found)
+    def _gradients(self) -> list[Tensor]:
+        return [torch.zeros_like(p) if p.grad is None else p.grad for p in self._trained]
 
     def _traced(self) -> fx.GraphModule:
         """The graph from all tensors to the loss and its gradients, without mutations."""
+        _check_buffers(self._elbo, self._tensors)
 
         def differentiate(*values: Tensor) -> tuple[Tensor | None, ...]:
-            given = dict(zip(self._tensors, values, strict=True))
-            loss = functional_call(self._elbo, given, (self._num_samples,)) / self._num_samples
-            trained = [given[name] for name in self._trained]
+            given = {id(t): value for t, value in zip(self._tensors, values, strict=True)}
+            with in_place_of(self._elbo, given):
+                loss = self._elbo(self._num_samples) / self._num_samples
+            trained = [given[id(p)] for p in self._trained]
             return loss.detach(), *torch.autograd.grad(loss, trained, allow_unused=True)
 
-        values = [t.detach().requires_grad_(t.requires_grad) for t in self._tensors.values()]
+        values = [t.detach().requires_grad_(t.requires_grad) for t in self._tensors]
         with pyro.validation_enabled(False), _opaque(self._target):
             graph = _trace(differentiate, values)
         return _trace(functionalize(graph), [value.detach() for value in values])
+
+
+@dataclass(frozen=True)
+class _State:
+    """Random numbers, buffers and counters of energies, which a step changes."""
+
+    devices: list[int]
+    random: list[Tensor]
+    buffers: list[tuple[Tensor, Tensor]]
+    counters: list[tuple[Energy, Any]]
+
+    @classmethod
+    def of(cls, elbo: nn.Module, energy: Energy) -> _State:
+        devices = gpus_of(elbo.parameters())
+        return cls(
+            devices,
+            [torch.get_rng_state(), *map(torch.cuda.get_rng_state, devices)],
+            [(buffer, buffer.clone()) for buffer in elbo.buffers()],
+            [(m, m.counters) for m in energy.modules() if isinstance(m, Energy)],
+        )
+
+    def put_back(self) -> None:
+        torch.set_rng_state(self.random[0])
+        for device, state in zip(self.devices, self.random[1:], strict=True):
+            torch.cuda.set_rng_state(state, device)
+        for buffer, value in self.buffers:
+            buffer.copy_(value)
+        for energy, counters in self.counters:
+            energy.counters = counters
+
+
+def _difference(
+    loss: Tensor, gradients: list[Tensor], expected: Tensor, expected_gradients: list[Tensor]
+) -> str:
+    """Where two results differ by more than rounding, in words; empty if nowhere."""
+    if not bool((loss - expected).abs() <= _ROUNDING * (1.0 + expected.abs())):
+        return f"its loss is {float(loss):.6g}, not {float(expected):.6g}"
+    norms = [gradient.double().norm() for gradient in expected_gradients]
+    whole = torch.stack(norms).norm()
+    for gradient, other, norm in zip(gradients, expected_gradients, norms, strict=True):
+        error = (gradient.double() - other.double()).norm()
+        if not bool(error <= _ROUNDING * norm + _NEGLIGIBLE * whole):
+            return f"a gradient differs by {float(error / norm):.2g} of its norm"
+    return ""
+
+
+def _first_words(error: Exception) -> str:
+    words = " ".join(str(error).split("\n\n")[0].split())
+    if "DataDependent" in type(error).__name__ or "unallocated storage" in words:
+        return "it decides by values"
+    return f"{type(error).__name__}: {words}"
+
+
+def _check_buffers(elbo: nn.Module, known: Sequence[Tensor]) -> None:
+    """Refuse a model whose call has put other buffers in the place of its own."""
+    ids = {id(t) for t in known}
+    energies = [m for m in elbo.modules() if isinstance(m, Energy)]
+    ids |= {id(t) for energy in energies for t in energy.buffers()}
+    for name, buffer in elbo.named_buffers():
+        if id(buffer) not in ids:
+            raise RuntimeError(f"buffer {name} was replaced; change it in place")
 
 
 def _trace(function: _Program, values: Sequence[Tensor]) -> fx.GraphModule:
@@ -229,10 +311,14 @@ torch.library.define("pyrocg::energy", "(Tensor x, int key, bool forces) -> (Ten
 def _evaluate(x: Tensor, key: int, forces: bool) -> tuple[Tensor, Tensor]:
     """Energies and, if wanted, gradients of a batch, by the energy itself."""
     with torch.enable_grad():
-        x = x.detach().requires_grad_(forces)
+        x = x.clone().requires_grad_(forces)  # the memory of a CUDA graph is used again
         energy = _ENERGIES[key](x)
-        gradient = torch.autograd.grad(energy.sum(), x)[0] if forces else x.new_empty(0)
-    return energy.detach(), gradient
+        gradient = x.new_empty(0)
+        if forces:
+            gradient = torch.zeros_like(x)
+            if energy.requires_grad:
+                (gradient,) = torch.autograd.grad(energy.sum(), x, materialize_grads=True)
+    return energy.detach().to(x.dtype), gradient
 
 
 @torch.library.register_fake("pyrocg::energy")

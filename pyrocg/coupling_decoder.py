@@ -304,6 +304,7 @@ def _multiply(matrices: Tensor, k: Tensor, x: Tensor) -> Tensor:
     copied = k.numel() * matrices.shape[1] ** 2
     if k.device.type != "cpu" or copied < _FEW * (10 + len(matrices)):
         return _apply(matrices.mT, k, x)
+    assert not matrices.requires_grad
     done: Tensor = _by_component(matrices, k.reshape(-1), x.reshape(-1, x.shape[-1]))
     return done.reshape(x.shape)
 

@@ -41,6 +41,8 @@ class GaussianDecoder(nn.Module):
     """
 
     circular: Tensor
+    circular_index: Tensor
+    real_index: Tensor
 
     def __init__(
         self,
@@ -54,6 +56,8 @@ class GaussianDecoder(nn.Module):
     ) -> None:
         super().__init__()
         self.register_buffer("circular", circular, persistent=False)
+        self.register_buffer("circular_index", circular.nonzero()[:, 0], persistent=False)
+        self.register_buffer("real_index", (~circular).nonzero()[:, 0], persistent=False)
         n_in = 2 * latent_dim if circular_latent else latent_dim
         self.circular_latent = circular_latent
         self.mean = MLP(n_in, hidden, len(circular), activations)
@@ -94,4 +98,5 @@ class GaussianDecoder(nn.Module):
         log_variance = self.initial_log_variance + self.log_variance(z)
         scale = (0.5 * log_variance).exp()
         scale = torch.where(self.circular, scale.clamp(max=4.0), scale)
-        return MixedNormal(self.mean(z), scale, self.circular)
+        index = self.circular_index, self.real_index
+        return MixedNormal(self.mean(z), scale, self.circular, index=index)

@@ -171,6 +171,8 @@ class MixedNormal(TorchDistribution):
         loc: means, shape ``(..., n)``.
         scale: standard deviations, shape ``(..., n)``; at most 4 rad where circular.
         circular: which coordinates are circular, shape ``(n,)`` of booleans.
+        index: indices of the circular and of the real coordinates, where they are at hand: to find
+            them takes values of the mask, which a tracer does not have.
 
     Raises:
         ValueError: the mask has another shape, or a circular coordinate a scale above 4, where the
@@ -191,7 +193,12 @@ class MixedNormal(TorchDistribution):
     has_rsample = True
 
     def __init__(
-        self, loc: Tensor, scale: Tensor, circular: Tensor, validate_args: bool | None = None
+        self,
+        loc: Tensor,
+        scale: Tensor,
+        circular: Tensor,
+        validate_args: bool | None = None,
+        index: tuple[Tensor, Tensor] | None = None,
     ) -> None:
         self.loc, self.scale = broadcast_all(loc, scale)
         if circular.shape != self.loc.shape[-1:]:
@@ -200,6 +207,7 @@ class MixedNormal(TorchDistribution):
                 f"got {tuple(circular.shape)}"
             )
         self.circular = circular
+        self.index = index or (circular.nonzero()[:, 0], (~circular).nonzero()[:, 0])
         super().__init__(self.loc.shape[:-1], self.loc.shape[-1:], validate_args=validate_args)
         if self._validate_args and not bool((self.scale <= 4.0)[..., circular].all()):
             raise ValueError(
@@ -211,7 +219,7 @@ class MixedNormal(TorchDistribution):
         new = self._get_checked_instance(MixedNormal, _instance)
         shape = torch.Size(batch_shape) + self.event_shape
         new.loc, new.scale = self.loc.expand(shape), self.scale.expand(shape)
-        new.circular = self.circular
+        new.circular, new.index = self.circular, self.index
         super(MixedNormal, new).__init__(shape[:-1], self.event_shape, validate_args=False)
         new._validate_args = self._validate_args
         return new
@@ -225,10 +233,13 @@ class MixedNormal(TorchDistribution):
     def log_prob(self, value: Tensor) -> Tensor:
         if self._validate_args:
             self._validate_sample(value)
-        standard = (value - self.loc) / self.scale
-        of_reals = -0.5 * standard.square() - self.scale.log() - _HALF_LOG_TWO_PI
-        of_angles = wrapped_normal_log_prob(value, self.loc, self.scale)
-        return torch.where(self.circular, of_angles, of_reals).sum(-1)
+        value, loc, scale = torch.broadcast_tensors(value, self.loc, self.scale)
+        circular, real = (
+            [part.index_select(-1, index) for part in (value, loc, scale)] for index in self.index
+        )
+        standard = (real[0] - real[1]) / real[2]
+        log_real = -0.5 * standard.square() - real[2].log() - _HALF_LOG_TWO_PI
+        return log_real.sum(-1) + wrapped_normal_log_prob(*circular).sum(-1)
 
 
 class StratifiedCategorical(TorchDistribution):

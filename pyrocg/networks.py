@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,7 @@ __all__ = [
     "ConstantOutput",
     "constant_or_mlp",
     "harmonics",
+    "in_place_of",
     "last_layers",
     "with_state",
 ]
@@ -191,6 +193,37 @@ def with_state(module: nn.Module, state: Mapping[str, Tensor]) -> Iterator[nn.Mo
         yield module
     finally:
         module.load_state_dict(before, strict=False)
+
+
+@contextmanager
+def in_place_of(module: nn.Module, tensors: Mapping[int, Tensor]) -> Iterator[None]:
+    """Put other tensors in the place of a module's parameters and buffers, for a while.
+
+    Unlike ``torch.func.functional_call`` this leaves modules that are shared by parts of it, and
+    so have several names, as they were.
+
+    Args:
+        module: which computes with the others inside the ``with`` block.
+        tensors: the others, by the ``id`` of the parameter or buffer; those left out stay.
+
+    Example:
+        >>> import torch
+        >>> linear = torch.nn.Linear(1, 1)
+        >>> with in_place_of(linear, {id(linear.bias): torch.tensor([7.0])}):
+        ...     linear.bias.item()
+        7.0
+        >>> isinstance(linear.bias, torch.nn.Parameter)
+        True
+    """
+    holders = [held for m in module.modules() for held in (m._parameters, m._buffers)]
+    before: list[dict[str, Any]] = [dict(held) for held in holders]
+    try:
+        for held, values in zip(holders, before, strict=True):
+            held.update({k: tensors.get(id(v), v) for k, v in values.items()})
+        yield
+    finally:
+        for held, values in zip(holders, before, strict=True):
+            held.update({k: v for k, v in values.items() if id(v) in tensors})
 
 
 def last_layers(module: nn.Module) -> tuple[str, ...]:

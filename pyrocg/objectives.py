@@ -12,6 +12,7 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor, nn
 
 from pyrocg.entropies import expected_log_prob
+from pyrocg.networks import in_place_of
 
 __all__ = ["AnalyticEntropyELBO", "ForwardKLELBO", "PathGradientELBO"]
 
@@ -56,11 +57,12 @@ class PathGradientELBO(Trace_ELBO):
                 "wrap the function, or use Trace_ELBO"
             )
         frozen = _FrozenDensity(guide)
-        fixed = {name: parameter.detach() for name, parameter in frozen.named_parameters()}
+        fixed = {id(parameter): parameter.detach() for parameter in frozen.parameters()}
         loss: Any = 0.0
         for model_trace, guide_trace in self._get_traces(model, guide, args, kwargs):
             _check_reparametrised(guide_trace)
-            log_q = torch.func.functional_call(frozen, fixed, (guide_trace, args, kwargs))
+            with in_place_of(frozen, fixed):
+                log_q = frozen(guide_trace, args, kwargs)
             loss = loss + (log_q - model_trace.log_prob_sum()) / self.num_particles
         return loss
 

@@ -91,8 +91,8 @@ def fit(
         seed: of the random numbers; the global generators are left as they were.
         compile: compile loss and gradients to one program before the first step, which takes a
             minute or two (less when torch still has it on disk) and makes a step about a third
-            shorter; see :class:`~pyrocg.compiled_loss.CompiledLoss`. Numbers are the same within
-            rounding.
+            shorter; see :class:`~pyrocg.compiled_loss.CompiledLoss`, also for what must not be
+            compiled. Numbers are the same within rounding.
         checkpoint: file to write to, and to resume from if it exists.
         checkpoint_seconds: shortest time between two writes.
         progress: show a progress bar.

@@ -19,7 +19,7 @@ from pyrocg.coordinates import IdentityCoordinates
 from pyrocg.energies.abstract import CappedEnergy, Energy
 from pyrocg.energies.compiled import CompiledEnergy
 from pyrocg.energies.openmm import OpenMMEnergy
-from pyrocg.energies.toy import DoubleWell
+from pyrocg.energies.toy import DoubleWell, GaussianMixture
 from pyrocg.internal import InternalCoordinates
 from pyrocg.losses import WeightPriorELBO
 from pyrocg.objectives import AnalyticEntropyELBO, ForwardKLELBO, PathGradientELBO
@@ -123,9 +123,47 @@ def hierarchical():
     return pyro.sample("z", dist.Normal(torch.zeros(1), scale.unsqueeze(-1)).to_event(1))
 
 
+class WidePrior(pyro.nn.PyroModule):
+    def __init__(self):
+        super().__init__()
+        self.log_scale = torch.nn.Parameter(torch.zeros(1))
+
+    def forward(self):
+        return pyro.sample("z", dist.Normal(torch.zeros(1), self.log_scale.exp()).to_event(1))
+
+
+def wide_prior():
+    with pyro.settings.context(module_local_params=True):
+        return WidePrior()
+
+
+class Located(torch.nn.Module):
+    """A normal prior, or encoder, around the bias of a layer that it may share with another."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, u=None):
+        loc = self.layer.bias if u is None else self.layer(u)
+        return dist.Normal(loc, 1.0).to_event(1)
+
+
+def sharing():
+    layer = torch.nn.Linear(2, 1)
+    return Located(layer), Located(layer)
+
+
 MODELS = {
     "gaussian": gaussian_model,
     "prior program": lambda: gaussian_model(hierarchical),
+    "prior program with parameters": lambda: gaussian_model(wide_prior()),
+    "shared by prior and encoder": lambda: gaussian_model(
+        **dict(zip(("prior", "encoder"), sharing(), strict=True))
+    ),
+    "capped, with tensors": lambda: gaussian_model(
+        energy=CappedEnergy(GaussianMixture([[-2.0, 0.0], [2.0, 1.0]], [0.5, 1.0]), 1.0, 1.0)
+    ),
     "distribution": lambda: gaussian_model(dist.StudentT(4.0, torch.zeros(1)).to_event(1)),
     "double precision": lambda: mixture().double(),
     "matrices by component": mixture,
@@ -140,7 +178,11 @@ MODELS = {
 def test_the_program_of_every_model_gives_its_numbers(model, monkeypatch):
     if model == "matrices by component":
         monkeypatch.setattr("pyrocg.coupling_decoder._FEW", 0)
-    assert_same(*made(MODELS[model]()), rtol=1e-4)
+    cg = MODELS[model]()
+    before = [*cg.parameters(), *cg.buffers()]
+    assert_same(*made(cg), rtol=1e-4)
+    after = [*cg.parameters(), *cg.buffers()]
+    assert all(a is b for a, b in zip(before, after, strict=True))
 
 
 def test_compiled_code_gives_the_numbers_of_plain_svi():
@@ -246,12 +288,138 @@ def test_what_decides_by_values_is_left_uncompiled(prior, loss):
     plain_after_a_warning(gaussian_model(prior), loss(), "not compiled")
 
 
-def test_a_wrong_program_is_not_used(monkeypatch):
-    def wrong(graph):
-        return lambda *tensors: [t if t is None else 1.1 * t for t in graph(*tensors)]
+def plain_with_a_program(change, model, match, monkeypatch):
+    """A program whose results are changed is given up at the third batch."""
+    monkeypatch.setattr(
+        compiled_loss, "_compiled", lambda graph: lambda *tensors: change(list(graph(*tensors)))
+    )
+    elbo = PathGradientELBO()(model.model, model.guide)
+    compiled = CompiledLoss(elbo, model.target, N)
+    for call in range(4):
+        torch.manual_seed(call)
+        if call == 2:
+            with pytest.warns(RuntimeWarning, match=match):
+                found = compiled()
+        else:
+            found = compiled()
+        of_loss, after = gradients(elbo), torch.get_rng_state()
+        torch.manual_seed(call)
+        elbo.zero_grad(set_to_none=True)
+        assert torch.equal(found, backward(elbo, N))
+        assert all(torch.equal(of_loss[k], g) for k, g in gradients(elbo).items())
+        assert torch.equal(torch.get_rng_state(), after)
+    assert compiled._program is None
 
-    monkeypatch.setattr(compiled_loss, "_compiled", wrong)
-    plain_after_a_warning(gaussian_model(), PathGradientELBO(), r"differ by 0\.1 of their norm")
+
+class Offset(DoubleWell):
+    """With a zero of energy far away, so that the loss is large."""
+
+    def _energy(self, x):
+        return super()._energy(x) - 5000.0
+
+
+@pytest.mark.parametrize("which", ["all", "one", "none there"])
+def test_a_program_with_wrong_gradients_is_not_used(which, monkeypatch):
+    def change(results):
+        loss, *rest = results
+        if which == "all":
+            return [loss, *(-g for g in rest)]
+        rest[-2] = None if which == "none there" else 1.1 * rest[-2]
+        return [loss, *rest]
+
+    match = r"a gradient differs by [0-9.]+ of its norm"
+    plain_with_a_program(change, gaussian_model(energy=Offset()), match, monkeypatch)
+
+
+def test_a_program_with_a_wrong_loss_is_not_used(monkeypatch):
+    plain_with_a_program(
+        lambda r: [r[0] + 1.0, *r[1:]], gaussian_model(), "its loss is", monkeypatch
+    )
+
+
+def test_a_program_that_is_right_at_the_next_batch_is_used(monkeypatch):
+    calls = iter(range(100))
+
+    def change(results):
+        factor = 2.0 if next(calls) < 2 else 1.0  # wrong at two batches
+        return [factor * t for t in results]
+
+    monkeypatch.setattr(
+        compiled_loss, "_compiled", lambda graph: lambda *tensors: change(list(graph(*tensors)))
+    )
+    cg = gaussian_model()
+    elbo = PathGradientELBO()(cg.model, cg.guide)
+    compiled = CompiledLoss(elbo, cg.target, N)
+    for _ in range(5):
+        compiled()
+    assert compiled._program is not None
+    assert cg.target.energy.calls == 5 * N
+    assert_same(compiled, elbo)
+
+
+class Learned(DoubleWell):
+    def __init__(self):
+        super().__init__()
+        self.depth = torch.nn.Parameter(torch.ones(()))
+
+
+def test_an_energy_to_train_is_refused():
+    cg = gaussian_model(energy=Learned())
+    elbo = PathGradientELBO()(cg.model, cg.guide)
+    with pytest.raises(ValueError, match="without parameters to train, got a Learned"):
+        CompiledLoss(elbo, cg.target, N)
+
+
+class Counting(torch.nn.Module):
+    """A standard normal prior that counts its calls in a buffer."""
+
+    def __init__(self, in_place):
+        super().__init__()
+        self.in_place = in_place
+        self.register_buffer("count", torch.zeros(()))
+
+    def forward(self):
+        if self.in_place:
+            self.count += 1
+        else:
+            self.count = self.count + 1
+        return dist.Normal(torch.zeros(1), 1.0).to_event(1)
+
+
+@pytest.mark.usefixtures("uncompiled")
+def test_buffers_that_change_in_place_do_so_once_in_a_call():
+    cg = gaussian_model(Counting(in_place=True))
+    elbo = Once()(cg.model, cg.guide)
+    compiled = CompiledLoss(elbo, cg.target, N)
+    for call in range(1, 4):
+        compiled()
+        assert float(cg.prior.count) == call
+    assert compiled._program is not None
+
+
+class Once(PathGradientELBO):
+    """Without path gradients, for which the guide is called twice."""
+
+    def differentiable_loss(self, model, guide, *args, **kwargs):
+        return sum(
+            g.log_prob_sum() - m.log_prob_sum()
+            for m, g in self._get_traces(model, guide, args, kwargs)
+        )
+
+
+def test_buffers_that_are_replaced_are_left_uncompiled():
+    cg = gaussian_model(Counting(in_place=False))
+    elbo = PathGradientELBO()(cg.model, cg.guide)
+    with pytest.warns(RuntimeWarning, match=r"buffer guide\.prior\.count was replaced"):
+        CompiledLoss(elbo, cg.target, N)()
+
+
+def test_a_program_of_an_energy_that_does_not_depend_on_positions_gives_its_numbers(uncompiled):
+    class Flat(DoubleWell):
+        def _energy(self, x):
+            return x.new_ones(len(x))
+
+    assert_same(*made(gaussian_model(energy=Flat())))
 
 
 def test_without_a_compiler_steps_are_uncompiled(monkeypatch):

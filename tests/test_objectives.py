@@ -10,7 +10,8 @@ from toy_models import gaussian_model, solved_model
 
 from pyrocg.cgmodel import CoarseGrainedModel
 from pyrocg.coordinates import IdentityCoordinates
-from pyrocg.decoders import CouplingDecoder
+from pyrocg.decoders import CouplingDecoder, GaussianDecoder
+from pyrocg.encoders import GaussianEncoder
 from pyrocg.energies.toy import DoubleWell
 from pyrocg.objectives import AnalyticEntropyELBO, ForwardKLELBO, PathGradientELBO
 from pyrocg.priors import GaussianMixturePrior
@@ -82,6 +83,35 @@ def test_svi_steps_with_path_gradients():
         svi.step(8)
     assert all(not torch.equal(a, b) for a, b in zip(before, cg.parameters(), strict=True))
     assert len(pyro.get_param_store()) == 0
+
+
+def test_a_layer_with_two_names_in_the_guide_stays_trainable():
+    class Shared(GaussianDecoder):
+        def forward(self, z):
+            return super().forward(self.layer(z))
+
+    class SharedPrior(nn.Module):
+        def __init__(self, layer):
+            super().__init__()
+            self.layer = layer
+
+        def forward(self):
+            return dist.Normal(self.layer.bias, 1.0).to_event(1)
+
+    torch.manual_seed(0)
+    circular = IdentityCoordinates(2).circular
+    decoder = Shared(circular, 1, (8,))
+    decoder.layer = nn.Linear(1, 1)
+    prior, encoder = SharedPrior(decoder.layer), GaussianEncoder(circular, 1, (8,))
+    target = BoltzmannTarget(DoubleWell(), beta=1.0)
+    cg = CoarseGrainedModel(target, IdentityCoordinates(2), prior, decoder, encoder)
+    before = list(cg.parameters())
+    path, of_path = gradients(cg, PathGradientELBO(), 100_000)
+    plain, of_plain = gradients(cg, Trace_ELBO(), 100_000)
+    assert all(a is b for a, b in zip(before, cg.parameters(), strict=True))
+    torch.testing.assert_close(path, plain)
+    bias = next(i for i, p in enumerate(cg.guide.parameters()) if p is decoder.layer.bias)
+    torch.testing.assert_close(of_path[bias], of_plain[bias], rtol=0.05, atol=0.02)
 
 
 def test_function_guides_and_score_functions_are_refused():

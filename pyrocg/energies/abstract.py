@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -95,14 +94,14 @@ class Energy(nn.Module, ABC):
         """How many of the evaluated energies were infinite or NaN."""
         return int(self._nonfinite)
 
-    @contextmanager
-    def uncounted(self) -> Iterator[None]:
-        """Leave :attr:`calls` and :attr:`nonfinite` as they are, for a while."""
-        before = self.calls, self._nonfinite, self._offender
-        try:
-            yield
-        finally:
-            self.calls, self._nonfinite, self._offender = before
+    @property
+    def counters(self) -> tuple[int, Tensor | int, Tensor | None]:
+        """What is counted; put back, evaluations since then have not been."""
+        return self.calls, self._nonfinite, self._offender
+
+    @counters.setter
+    def counters(self, before: tuple[int, Tensor | int, Tensor | None]) -> None:
+        self.calls, self._nonfinite, self._offender = before
 
     def report(self) -> str:
         """Return one line on the non-finite energies so far, with the closest atoms of the latest.
