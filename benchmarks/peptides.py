@@ -238,7 +238,8 @@ def figure(options: argparse.Namespace) -> None:
         axes[0].loglog(calls, row["log_z"] - elbo, marker=".", label=label)
     axes[0].set(xlabel="energy calls of training", ylabel="log Z - ELBO (nats)", ylim=(0.1, 30))
     axes[0].legend(loc="lower left", fontsize="small")
-    own = [(row["dimension"], 100 * row["ess_of_draws"]) for row in rows]
+    drawn = [row for row in rows if "ess_of_draws" in row]
+    own = [(row["dimension"], 100 * row["ess_of_draws"]) for row in drawn]
     axes[1].semilogy(*zip(*own, strict=True), "o", label="pyrocg")
     axes[1].semilogy(*zip(*PUBLISHED.items(), strict=True), "x", label="CMT, published")
     axes[1].set(xlabel="coordinates", ylabel="effective sample size, 4 encoder draws (%)")

@@ -90,7 +90,7 @@ def fit(
             so many evaluations; default never.
         seed: of the random numbers; the global generators are left as they were.
         compile: compile loss and gradients to one program before the first step, which takes a
-            minute or two (less when torch still has it on disk) and makes a step about a third
+            minute or two (less when torch still has it on disk) and makes a step about 30 %
             shorter; see :class:`~pyrocg.compiled_loss.CompiledLoss`, also for what must not be
             compiled. Numbers are the same within rounding.
         checkpoint: file to write to, and to resume from if it exists.
