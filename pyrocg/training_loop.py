@@ -69,10 +69,13 @@ class TrainingLoop:
             # skipped steps are counted; torch takes a skipped first one for a wrong order of calls
             warnings.filterwarnings("ignore", "Encountered .*(inf|NaN)", UserWarning)
             warnings.filterwarnings("ignore", "Detected call of .lr_scheduler.step", UserWarning)
+            first = p.step + 1
             if self.plan.compile:
                 bar.set_postfix_str("compiling")
             while p.step < self.plan.steps and not converged:
                 self._step()
+                if p.step == first:
+                    bar.set_postfix_str("")
                 evaluated = p.step % self.plan.evaluate_every == 0 or p.step == self.plan.steps
                 if evaluated:
                     self._evaluate()
